@@ -1,0 +1,148 @@
+"""The command line: parse, call a stage, print what it returns. Exit codes: 0 done, 1 some cases failed, 2 wrong use or input.
+
+Stages are imported when their command runs, so that `radloop index` needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.errors import RadloopError
+
+DONE, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except RadloopError as error:
+        print(f"radloop: {error}", file=sys.stderr)
+        return WRONG_USE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has enough
+        return DONE
+    except OSError as error:
+        print(f"radloop: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        print("radloop: interrupted; what was finished is kept", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="radloop",
+        description="From a PACS export to a trained model and back: DICOM in, DICOM out. Research use only - not for diagnosis.",
+    )
+    parser.add_argument("--version", action="version", version=f"radloop {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    index = _command(commands, "index", _index, "account for every file of a source", "radloop index export/ --out index/")
+    index.add_argument("source", metavar="SOURCE", help="an export folder, a DICOMDIR, a file, or a manifest")
+    index.add_argument("--out", type=Path, required=True, metavar="DIR", help="for index.parquet, rejects.csv, summary.json")
+    _add_root(index)
+
+    train = _command(commands, "train", _train, "train a model", "radloop train ct_slices --root data/ --out runs/ct")
+    train.add_argument("config", metavar="CONFIG", help="a shipped configuration's name, or a YAML file")
+    train.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder to make")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. training.epochs=5")
+    train.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
+    _add_root(train)
+
+    evaluate = _command(commands, "evaluate", _evaluate, "figures with intervals, and pictures", "radloop evaluate runs/ct")
+    evaluate.add_argument("run", type=Path, metavar="RUN")
+    evaluate.add_argument("--split", default="test", help="train, validation or test (the default)")
+    evaluate.add_argument("--data", metavar="MANIFEST", help="evaluate on all of another dataset")
+    _add_root(evaluate)
+
+    infer = _command(
+        commands, "infer", _infer, "predictions and DICOM objects for any source", "radloop infer runs/ct export/ --out results/"
+    )
+    infer.add_argument("run", type=Path, metavar="RUN")
+    infer.add_argument("source", metavar="SOURCE", help="an export folder, a DICOMDIR, a file, or a manifest; labelled or not")
+    infer.add_argument("--out", type=Path, required=True, metavar="OUT")
+    infer.add_argument("--write", default="sc", metavar="KINDS", help="objects to write: sc (Secondary Capture, the default) or none")
+    _add_root(infer)
+
+    demo = _command(commands, "demo", _demo, "the whole loop on a generated export, offline", "radloop demo --out demo")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
+
+    _command(commands, "doctor", _doctor, "versions, devices and decoders", "radloop doctor")
+    return parser
+
+
+def _command(commands, name: str, run: Callable[[argparse.Namespace], int], what: str, example: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    command: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, epilog=f"example: {example}")
+    command.set_defaults(command=run)
+    return command
+
+
+def _add_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--root", type=Path, metavar="DIR", help="where a manifest's relative paths begin (or set RADLOOP_DATA)")
+
+
+def _index(options: argparse.Namespace) -> int:
+    from pipeline.index import summary_text, write_index
+    from pipeline.manifest import open_source
+
+    opened = open_source(options.source, options.root)
+    index = opened.index(opened.key(), progress=True)
+    write_index(index, options.out)
+    print(summary_text(index.summary))
+    print(f"tables: {options.out}")
+    return DONE
+
+
+def _train(options: argparse.Namespace) -> int:
+    from pipeline.config import load_config
+    from pipeline.train import train
+
+    facts = train(load_config(options.config, options.set), options.out, root=options.root, resume=options.resume)
+    print(f"trained {facts.name}: weights of epoch {facts.best_epoch} in {options.out}")
+    print(f"next: radloop evaluate {options.out}")
+    return DONE
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from pipeline.evaluate import evaluate, summary_lines
+
+    record = evaluate(options.run, split=options.split, data=options.data, root=options.root)
+    print("\n".join(summary_lines(record)))
+    print(f"figures and pictures: {record['folder']}")
+    return SOME_FAILED if record["failed"] else DONE
+
+
+def _infer(options: argparse.Namespace) -> int:
+    from pipeline.infer import infer
+
+    kinds = () if options.write == "none" else tuple(part.strip() for part in options.write.split(",") if part.strip())
+    summary = infer(options.run, options.source, options.out, write=kinds, root=options.root)
+    print("\n".join(summary.lines()))
+    print(f"tables and objects: {options.out}")
+    return SOME_FAILED if summary.failed else DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from pipeline.demo import demo
+
+    print("\n".join(demo(options.out)))
+    return DONE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pipeline.doctor import report
+
+    print("\n".join(report()))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""From a case's results to what a radiologist opens: a Secondary Capture for DICOM images, an overlay PNG for others.
+
+One picture for each key image: the source image with its evidence over it at its own resolution, and below it the legend, the
+prediction, the model and "research use only". Objects go into the source's study; their UIDs follow from source, model and settings.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import pipeline
+from pipeline.config import Output, digest
+from pipeline.dicom.derived import Algorithm, content_digest, write_object
+from pipeline.dicom.secondary_capture import secondary_capture
+from pipeline.dicom.source import read_source
+from pipeline.errors import ObjectError, Rejected
+from pipeline.explain import cell_size, evidence_in_source
+from pipeline.files import write_whole
+from pipeline.predict import ImageResult, TrainedModel
+from pipeline.render import Legend, result_picture
+from pipeline.run import RESEARCH_ONLY
+
+OVERLAYS_FOLDER = "overlays"
+DERIVATION = "Heatmap of the classifier's evidence (Grad-CAM of a linear head) over the source image"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case as its objects tell of it. `content`: digest of all its images in their order; `out_of_scope`: why, or ''."""
+
+    case_id: str
+    predicted: str
+    probability: float
+    images: int
+    content: str
+    out_of_scope: str
+
+
+@dataclass
+class Delivery:
+    """Writes to `out` and remembers what it wrote: rows of `objects.csv` and `references.csv`, and overlays."""
+
+    out: Path
+    model: TrainedModel
+    settings: Output
+    objects: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+    references: list[tuple[str, str]] = field(default_factory=list)
+    overlays: int = 0
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return Algorithm("radloop", pipeline.__version__, self.model.facts.name, self.model.facts.digest)
+
+    def deliver(self, case: Case, key_images: Sequence[ImageResult]) -> str:
+        """Writes one picture for each key image; returns why one could not be written, or ''."""
+        problem = ""
+        for place, result in enumerate(key_images, start=1):
+            picture = self._picture(case, result, place, len(key_images))
+            try:
+                if result.file.format == "dicom":
+                    self._secondary_capture(case, result, picture)
+                else:
+                    self._overlay(result, picture)
+            except (ObjectError, Rejected) as error:
+                problem = f"no object: {error}"
+        return problem
+
+    def _picture(self, case: Case, result: ImageResult, place: int, key_images: int) -> NDArray[np.uint8]:
+        prepared, facts = result.prepared, self.model.facts
+        assert prepared is not None
+        assert prepared.shown is not None
+        assert result.evidence is not None
+        assert result.probabilities is not None
+        evidence = evidence_in_source(
+            result.evidence, self.model.geometry, prepared.affine, prepared.source_shape, facts.preprocessing.size
+        )
+        lines = [f"{case.predicted}, probability {case.probability:.2f}"]
+        if case.images > 1:
+            own = result.probabilities[result.shown]
+            lines.append(
+                f"mean of {case.images} images; this one is key image {place} of {key_images}, {facts.classes[result.shown]} {own:.2f}"
+            )
+        lines += [f"model {facts.name}, radloop {pipeline.__version__}, {facts.digest[:12]}", RESEARCH_ONLY]
+        warnings = [text for text in (case.out_of_scope, facts.notice) if text]
+        return result_picture(
+            prepared.shown.astype(np.float32) / 255.0, evidence, facts.heatmap_scale, lines, self._legend(result), warnings
+        )
+
+    def _legend(self, result: ImageResult) -> Legend:
+        assert result.prepared is not None
+        facts = self.model.facts
+        pixels = cell_size(self.model.geometry, result.prepared.affine)
+        spacing = result.prepared.spacing_mm
+        in_mm = f" ({pixels * max(spacing):.0f} mm)" if spacing else ""
+        return Legend(
+            label=f"evidence for {facts.classes[result.shown]}",
+            scale=facts.heatmap_scale,
+            unit="logit margin" if len(facts.classes) == 2 else "centred logit",
+            cell=f"one feature cell is {pixels:.0f} pixels wide{in_mm}; finer detail is interpolation",
+        )
+
+    def _secondary_capture(self, case: Case, result: ImageResult, picture: NDArray[np.uint8]) -> None:
+        facts, file = self.model.facts, result.file
+        source = read_source(file.location)
+        dataset = secondary_capture(
+            source,
+            file.frame,
+            picture,
+            algorithm=self.algorithm,
+            source_digest=case.content,
+            configuration_digest=digest(self.settings),
+            series_number=self.settings.series_number,
+            instance_number=_instance_number(source.get("InstanceNumber"), file.frame),
+            series_description=f"radloop {facts.name} heatmap (research use only)",
+            derivation=DERIVATION,
+            image_comments=" ".join(
+                text for text in (f"{case.predicted}, probability {case.probability:.3f}.", case.out_of_scope, facts.notice) if text
+            ),
+            created=datetime.datetime.now().astimezone(),
+        )
+        write_object(dataset, self.out)
+        uid = str(dataset.SOPInstanceUID)
+        self.objects.append(("sc", case.case_id, file.path, uid, content_digest(dataset)))
+        self.references.append((uid, str(source.SOPInstanceUID)))
+
+    def _overlay(self, result: ImageResult, picture: NDArray[np.uint8]) -> None:
+        suffix = f".frame-{result.file.frame + 1}.png" if result.file.frame else ".png"
+        content = io.BytesIO()
+        Image.fromarray(picture).save(content, format="PNG")
+        folder = self.out / OVERLAYS_FOLDER
+        write_whole(folder / result.file.source / f"{result.file.path}{suffix}", content.getvalue())
+        self.overlays += 1
+
+
+def case_content(results: Sequence[ImageResult]) -> str:
+    """Digest of a case: its image's file, or all its images (instance, frame, file) in their order."""
+    parts = [(result.file.path, result.file.frame, result.prepared.digest) for result in results if result.prepared]
+    if len(parts) == 1:
+        return parts[0][2]
+    return hashlib.sha256(repr([(frame, content) for _, frame, content in parts]).encode()).hexdigest()
+
+
+def _instance_number(of_source: object, frame: int) -> int:
+    """The source's own number, so that pictures sort like their sources whatever else is given; frames follow it."""
+    try:
+        number = int(str(of_source))
+    except ValueError:
+        number = 1
+    return number + frame if 0 < number + frame < 2**31 else 1

@@ -1,0 +1,134 @@
+"""pydicom on files that may be hostile: it reads through a window that ends where the file does, and says nothing.
+
+`Window` gives pydicom no more bytes than there are and remembers whether it asked for more: a truncated file is
+otherwise read without a word. `quietly` silences warnings and logs, which can quote patient data. `parsing` turns
+whatever pydicom raises on broken bytes into `Rejected`, by the exception's type alone, for the same reason.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import BinaryIO
+
+from pydicom import config
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset, read_preamble
+
+from pipeline.errors import Rejected, RejectReason
+
+HEADER_BYTES = 64 * 2**20
+"""Most that is read of one header. The functional groups of 20,000 frames take about half of it."""
+INFLATED_BYTES = 2**30
+"""Most that a deflated data set (PS3.5 A.5) may grow to; image and header inflate together, and are held in memory."""
+INFLATION_RATIO = 1000
+"""Most bytes a deflated byte may become; deflate's own limit is 1032, which only a bomb reaches."""
+INFLATION_FREE_BYTES = 2**20
+"""Up to here the ratio does not count: a small blank image inflates nearly as well as a bomb."""
+
+
+class Window:
+    """A binary file as pydicom wants one (read, seek, tell), bounded by its size and by `HEADER_BYTES` in all."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.size = size
+        self.ended_early = False
+        self.refusal: Rejected | None = None
+        self._file = file
+        self._budget = HEADER_BYTES
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        """Up to `count` bytes; fewer where the file ends first, which `ended_early` then says.
+
+        A data set ends with nothing at exactly the file's end, not beyond it after a jump, and not within a value.
+        """
+        left = self.size - self._file.tell()
+        if left < 0 or 0 < left < count:
+            self.ended_early = True
+        wanted = left if count < 0 else min(count, left)
+        self._budget -= max(0, wanted)
+        if self._budget < 0:
+            self.refusal = Rejected(RejectReason.TOO_LARGE, f"its header is longer than {HEADER_BYTES >> 20} MiB")
+            raise self.refusal
+        return self._file.read(wanted) if wanted > 0 else b""
+
+    def pixels(self, offset: int, count: int) -> bytes:
+        """Bytes for the checks of the pixel data element: outside the header's budget, shorter at the file's end."""
+        self._file.seek(offset)
+        return self._file.read(count)
+
+
+@contextmanager
+def open_window(path: str | os.PathLike[str]) -> Iterator[Window]:
+    """The window on a regular file. What the operating system refuses is `unreadable`."""
+    try:
+        with open(path, "rb", buffering=32 * 1024) as file:
+            yield Window(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise Rejected(RejectReason.UNREADABLE, error.strerror or type(error).__name__) from None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No warning, no log line, no validation by pydicom within the block."""
+    mode, disabled = config.settings.reading_validation_mode, config.logger.disabled
+    config.settings.reading_validation_mode = config.IGNORE
+    config.logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        config.settings.reading_validation_mode = mode
+        config.logger.disabled = disabled
+
+
+@contextmanager
+def parsing(window: Window) -> Iterator[None]:
+    """Rejects the file when pydicom stumbles: too large, truncated where it asked beyond the end, else malformed."""
+    try:
+        with quietly():
+            yield
+    except Rejected:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        # pydicom raises about a dozen types on broken bytes, KeyError, struct.error and RecursionError among them.
+        if window.refusal is not None:
+            raise window.refusal from None
+        if window.ended_early:
+            raise Rejected(RejectReason.TRUNCATED, "the file ends within its header") from None
+        if isinstance(error, RecursionError):
+            raise Rejected(RejectReason.MALFORMED, "its sequences are nested too deep") from None
+        detail = f"its header cannot be parsed ({type(error).__name__})"
+        raise Rejected(RejectReason.MALFORMED, detail) from None
+
+
+def read_meta(window: Window) -> Dataset:
+    """The file meta information (PS3.10 7.1), empty where there is none; the window is left behind it.
+
+    Only to be used within `parsing`, as is `inflated`.
+    """
+    window.seek(0)
+    read_preamble(window, force=True)  # type: ignore[arg-type]
+    return read_dataset(window, False, True, stop_when=lambda tag, _, __: tag >> 16 != 2)  # type: ignore[arg-type]
+
+
+def inflated(window: Window) -> Window:
+    """The deflated data set that follows, inflated within its budget; pydicom itself inflates without a limit."""
+    start = window.tell()
+    limit = min(INFLATED_BYTES, max(INFLATION_FREE_BYTES, INFLATION_RATIO * (window.size - start)))
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = inflate.decompress(window.pixels(start, window.size - start), limit + 1)
+    if len(data) > limit:
+        raise Rejected(RejectReason.TOO_LARGE, f"it inflates to more than {limit >> 20} MiB")
+    if not inflate.eof:
+        raise Rejected(RejectReason.TRUNCATED, "its deflated data set lacks its end")
+    return Window(BytesIO(data), len(data))

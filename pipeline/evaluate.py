@@ -1,0 +1,228 @@
+"""Evaluation: a run's model on a split of its data, or on other labelled data, as numbers with intervals and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import figures
+from pipeline.cases import Cases, group_images, label_cases
+from pipeline.config import Config, parse_settings, read_yaml
+from pipeline.dataset import image_files
+from pipeline.errors import ConfigError, RunError
+from pipeline.explain import evidence_in_source
+from pipeline.files import write_whole
+from pipeline.index import Index, read_index, write_index
+from pipeline.manifest import Manifest, open_source
+from pipeline.metrics import Evaluation, evaluate_predictions
+from pipeline.predict import (
+    STATUS_OK, ImageResult, TrainedModel, case_table, image_table, load_model, predict_files, probability_columns,
+)  # fmt: skip
+from pipeline.progress import say, track
+from pipeline.render import overlay
+from pipeline.roc import roc_points
+from pipeline.run import (
+    EVALUATION_FOLDER, HISTORY_FILE, INDEX_FOLDER, MANIFEST_FILE, RESEARCH_ONLY, SPLIT_FILE, read_config, read_table, write_table,
+)  # fmt: skip
+from pipeline.split import SPLITS, check_split
+
+GALLERY_TILES = 12
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: labelled cases with their images, and where results go."""
+
+    name: str
+    cases: pd.DataFrame  # case_id, UIDs, path, label, patient_key
+    images: pd.DataFrame
+    index: Index
+    folder: Path
+    warnings: tuple[str, ...]
+
+
+def evaluate(run: Path, *, split: str = "test", data: str | None = None, root: Path | None = None, progress: bool = True) -> dict[str, Any]:
+    """Writes `metrics.json`, `predictions.csv` and pictures; returns what metrics.json holds.
+
+    `data`: a manifest of other data, all of whose cases are evaluated, in place of a split of the run's own.
+    """
+    model, config = load_model(run), read_config(run)
+    subject = _other_data(run, data, root, model, progress) if data else _own_split(run, split)
+    files = image_files(subject.images, subject.index.roots)
+    shown = track(predict_files(model, files), f"evaluating {subject.name}", len(files), show=progress)
+    images = image_table(subject.images, [_without_pixels(result) for result in shown], model)
+    cases = case_table(subject.cases, images, model)
+
+    subject.folder.mkdir(parents=True, exist_ok=True)
+    write_table(subject.folder / "predictions.csv", cases)
+    write_table(subject.folder / "image_predictions.csv", images)
+    evaluation = _numbers(subject, cases, model, config)
+    record = _record(subject, cases, evaluation, model)
+    _pictures(run, subject, cases, images, evaluation, model)
+    write_whole(subject.folder / "metrics.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    for warning in record["warnings"]:
+        say(f"warning: {warning}")
+    return record | {"folder": str(subject.folder)}
+
+
+def _own_split(run: Path, split: str) -> Subject:
+    if split not in SPLITS:
+        raise ConfigError(f"--split {split}: expected one of {', '.join(SPLITS)}")
+    manifest = parse_settings(Manifest, read_yaml(run / MANIFEST_FILE), str(run / MANIFEST_FILE))
+    table = read_table(run / SPLIT_FILE)
+    check_split(table)
+    index = read_index(run / INDEX_FOLDER)
+    grouped = group_images(index, manifest.unit, manifest.rules, drop_collisions=True, facts=manifest.facts)
+    wanted = table.loc[table["split"] == split, ["case_id", "label", "patient_key"]]
+    cases = grouped.cases.merge(wanted, on="case_id", how="inner")
+    if len(cases) < len(wanted):
+        raise RunError(f"{run / SPLIT_FILE}: {len(wanted) - len(cases)} of its cases are not in {run / INDEX_FOLDER}; the run is damaged")
+    images = grouped.images[grouped.images["case_id"].isin(cases["case_id"])].reset_index(drop=True)
+    folder = run / EVALUATION_FOLDER if split == "test" else run / EVALUATION_FOLDER / split
+    return Subject(split, cases, images, index, folder, _dataset_warnings(manifest))
+
+
+def _other_data(run: Path, data: str, root: Path | None, model: TrainedModel, progress: bool) -> Subject:
+    opened = open_source(data, root)
+    manifest = opened.manifest
+    if manifest is None:
+        raise ConfigError(f"--data {data}: evaluation needs labels: give a manifest")
+    if manifest.classes != model.facts.classes:
+        raise ConfigError(f"--data {data}: its classes are {manifest.classes}, the model's are {model.facts.classes}")
+    key = opened.key()
+    index = opened.index(key, progress=progress)
+    folder = run / EVALUATION_FOLDER / manifest.name
+    write_index(index, folder / INDEX_FOLDER)
+    grouped = group_images(index, manifest.unit, manifest.rules, drop_collisions=True, facts=manifest.facts)
+    labelled: Cases = label_cases(grouped, manifest, opened, key)
+    fitted = read_table(run / SPLIT_FILE).query("split != 'test'")["patient_key"]
+    shared = labelled.cases["patient_key"].isin(fitted) & (manifest.patients.source != "blocks")
+    if shared.any():
+        raise RunError(
+            f"--data {data}: {labelled.cases.loc[shared, 'patient_key'].nunique()} of its patients were trained or validated on; "
+            "the figures would be wrong, so nothing is done"
+        )
+    return Subject(manifest.name, labelled.cases, labelled.images, index, folder, labelled.warnings)
+
+
+def _dataset_warnings(manifest: Manifest) -> tuple[str, ...]:
+    if manifest.patients.source == "blocks":
+        return ("patient independence is not proven: patients are blocks of consecutive numbers",)
+    return ()
+
+
+def _without_pixels(result: ImageResult) -> ImageResult:
+    """Evaluation keeps every result until the end, so not their pixels."""
+    return ImageResult(result.file, result.failure, None, result.probabilities, None, result.shown)
+
+
+def _numbers(subject: Subject, cases: pd.DataFrame, model: TrainedModel, config: Config) -> Evaluation:
+    facts = model.facts
+    done = cases["status"] == STATUS_OK
+    if not done.any():
+        raise RunError(f"none of the {len(cases)} cases could be predicted; reasons are in {subject.folder / 'predictions.csv'}")
+    label = cases.loc[done, "label"].map({name: place for place, name in enumerate(facts.classes)}).to_numpy(dtype=np.int64)
+    return evaluate_predictions(
+        label,
+        cases.loc[done, probability_columns(facts.classes)].to_numpy(),
+        subject.cases["patient_key"].to_numpy()[done.to_numpy()],
+        classes=facts.classes,
+        positive=facts.positive_index,
+        threshold=facts.threshold,
+        resamples=config.evaluation.resamples,
+        seed=config.seed,
+    )
+
+
+def _record(subject: Subject, cases: pd.DataFrame, evaluation: Evaluation, model: TrainedModel) -> dict[str, Any]:
+    failed = int((cases["status"] != STATUS_OK).sum())
+    warnings = [*subject.warnings, *evaluation.warnings]
+    if failed:
+        warnings.append(f"{failed} of {len(cases)} cases could not be predicted and are not in the figures (predictions.csv says why)")
+    if model.facts.notice:
+        warnings.append(model.facts.notice)
+    record = {"split": subject.name, "unit": model.facts.unit, **evaluation.to_json(), "failed": failed}
+    return record | {"warnings": warnings, "model": model.facts.name, "intended_use": RESEARCH_ONLY}
+
+
+def _pictures(
+    run: Path, subject: Subject, cases: pd.DataFrame, images: pd.DataFrame, evaluation: Evaluation, model: TrainedModel
+) -> None:
+    facts, folder = model.facts, subject.folder
+    note = f"{facts.name}, {subject.name}. {facts.notice + ' ' if facts.notice else ''}{RESEARCH_ONLY}."
+    done = cases[cases["status"] == STATUS_OK]
+    figures.confusion_matrix(folder / "confusion_matrix.png", evaluation.confusion, facts.classes, note=note)
+    figures.roc(folder / "roc.png", _roc_lines(subject, done, evaluation, model), note=note)
+    history = pd.read_csv(run / HISTORY_FILE)
+    figures.history(folder / "history.png", history, best_epoch=facts.best_epoch, note=note)
+    figures.class_histogram(folder / "class_histogram.png", read_table(run / SPLIT_FILE), note=note)
+    figures.gallery(folder / "gallery.png", _tiles(subject, done, images, model), note=note)
+
+
+def _roc_lines(subject: Subject, done: pd.DataFrame, evaluation: Evaluation, model: TrainedModel) -> list[figures.RocLine]:
+    """One line for two classes; one against rest for each of more. Where it is not defined, the figure says so."""
+    facts = model.facts
+    patients = done["case_id"].map(subject.cases.set_index("case_id")["patient_key"]).to_numpy()
+    positive = facts.positive_index
+    lines = []
+    for place in range(len(facts.classes)) if positive is None else (positive,):
+        name = facts.classes[place]
+        truth = (done["label"] == name).to_numpy()
+        area = evaluation.metrics["auroc" if positive is not None else f"auroc_{name}"]
+        points = roc_points(truth, done[f"p_{name}"].to_numpy(), patients)
+        lines.append(figures.RocLine(name, points, area, facts.threshold if positive is not None else None))
+    return lines
+
+
+def _tiles(subject: Subject, done: pd.DataFrame, images: pd.DataFrame, model: TrainedModel) -> list[figures.Tile]:
+    """Cases of every outcome (actual, predicted) in turn, each by its image with the highest probability of the class shown."""
+    chosen = _gallery_cases(done)
+    usable = images[images["status"] == STATUS_OK]
+    positive = model.facts.positive_index
+    tiles = []
+    for case in chosen.to_dict("records"):
+        column = f"p_{model.facts.classes[positive] if positive is not None else case['predicted']}"
+        position = usable.loc[usable["case_id"] == case["case_id"], column].idxmax()
+        files = image_files(subject.images.loc[[position]], subject.index.roots)
+        for result in predict_files(model, files, keep_shown=True, workers=0):
+            if result.prepared is not None:
+                probability = float(case[f"p_{case['predicted']}"])
+                tiles.append(figures.Tile(heatmap_picture(model, result), case["label"], case["predicted"], probability))
+    return tiles
+
+
+def _gallery_cases(done: pd.DataFrame) -> pd.DataFrame:
+    rank = done.groupby(["label", "predicted"]).cumcount()
+    return done.assign(rank=rank).sort_values("rank", kind="stable").head(GALLERY_TILES).sort_values(["label", "predicted"], kind="stable")
+
+
+def heatmap_picture(model: TrainedModel, result: ImageResult) -> np.ndarray:
+    """The image with its evidence over it, (rows, columns, 3) uint8, at its own resolution."""
+    assert result.prepared is not None
+    assert result.prepared.shown is not None
+    assert result.evidence is not None
+    prepared = result.prepared
+    evidence = evidence_in_source(
+        result.evidence, model.geometry, prepared.affine, prepared.source_shape, model.facts.preprocessing.size
+    )
+    return overlay(prepared.shown.astype(np.float32) / 255.0, evidence, model.facts.heatmap_scale)
+
+
+def summary_lines(record: dict[str, Any], names: Sequence[str] = ("accuracy", "sensitivity", "specificity", "f1", "auroc")) -> list[str]:
+    """The main figures as text, each with its interval."""
+    lines = [f"{record['split']}: {record['cases']} cases of {record['patients']} patients"]
+    for name in names:
+        metric = record["metrics"].get(name)
+        if metric is None or metric["value"] is None:
+            lines.append(f"  {name:<12} not defined here")
+        elif metric["low"] is None:
+            lines.append(f"  {name:<12} {metric['value']:.3f}")
+        else:
+            lines.append(f"  {name:<12} {metric['value']:.3f}  (95 % interval {metric['low']:.3f} to {metric['high']:.3f})")
+    return lines

@@ -1,0 +1,54 @@
+"""Where the network saw what it says: evidence per cell of the last feature map, carried back to source pixels.
+
+With a linear head after global average pooling, Grad-CAM is the head's own weights over the last feature map (Zhou 2016,
+Selvaraju 2017). With the bias spread over the cells, each cell's evidence is what the classifier would say of that cell alone, and
+the mean over the cells is the logit margin: 0 means "speaks for neither", so no threshold has to be invented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.model import Geometry
+from transforms.spatial import map_back
+
+SCALE_PERCENTILE = 99.0
+"""Of the positive evidence on the validation split: the colours' full scale, so that one freak cell does not dim all others."""
+
+
+def class_evidence(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """Evidence (batch, cell rows, cell columns) for class `shown` (batch,) from `features` (batch, channels, cell rows, cell columns).
+
+    Two classes: the logit margin of the shown class over the other. More: weights centred over the classes, because the
+    weights themselves are not identifiable (adding a vector to all of them changes no probability).
+    """
+    if len(weight) == 2:
+        contrast, offset = weight - weight.flip(0), bias - bias.flip(0)
+    else:
+        contrast, offset = weight - weight.mean(dim=0), bias - bias.mean()
+    return torch.einsum("bchw,bc->bhw", features, contrast[shown]) + offset[shown][:, None, None]
+
+
+def heatmap_scale(evidence: Iterable[NDArray[np.float32]]) -> float:
+    """The evidence that gets the full colour, for the whole run: `SCALE_PERCENTILE` of all positive evidence; 1 if there is none."""
+    positive = [cells[cells > 0] for cells in evidence]
+    values = np.concatenate(positive) if positive else np.array([])
+    return float(np.percentile(values, SCALE_PERCENTILE)) if values.size else 1.0
+
+
+def evidence_in_source(
+    cells: NDArray[np.float32], geometry: Geometry, affine: NDArray[np.float64], source_shape: tuple[int, int], input_size: int
+) -> NDArray[np.float32]:
+    """Evidence (rows, columns) on the source image, each cell where the network looks; 0 where the network saw nothing."""
+    return map_back(
+        torch.from_numpy(cells), affine, source_shape, (input_size, input_size), geometry.cell_stride, geometry.cell_offset
+    )
+
+
+def cell_size(geometry: Geometry, affine: NDArray[np.float64]) -> float:
+    """Side of one feature cell in source pixels (the larger of its two sides)."""
+    return float(geometry.cell_stride * np.abs(affine[:, :2]).sum(axis=1).max())

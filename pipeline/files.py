@@ -1,0 +1,53 @@
+"""Files appear whole or not at all: written aside in the same folder, flushed to the disk, then renamed into place.
+
+Whoever is killed in between leaves a `.<name>.<token>.part` beside the old file, and the old file as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+NAME_CHARACTERS_KEPT = 40  # of the final name in the temporary one: both stay under the 255 bytes a file system allows
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write into that becomes `path` when the block ends, and vanishes when the block raises.
+
+    Its `name` is the temporary path, for writers that open files themselves. The folder is made where it is missing.
+    Raises OSError as `open` does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name[:NAME_CHARACTERS_KEPT]}.{secrets.token_hex(6)}.part")
+    try:
+        with open(aside, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Makes `path` hold `content` (text as UTF-8), whole or not at all."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _flush_folder(folder: Path) -> None:
+    """The rename itself lasts only once the folder is on the disk; Windows has no such call, and needs none."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

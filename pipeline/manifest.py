@@ -1,0 +1,252 @@
+"""What a dataset is: a YAML that names its sources, its classes, how labels and patients are found, and the split rule.
+
+`open_source` is how every command takes its SOURCE: a folder, a file, a DICOMDIR, a manifest's path or a shipped manifest's name.
+A manifest's relative paths are under its root: `--root`, else the environment variable RADLOOP_DATA, else the manifest's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config import Settings, find_shipped, parse_settings, read_yaml
+from pipeline.errors import ConfigError, SourceError
+from pipeline.identity import IdentityKey, ephemeral_key, project_key
+from pipeline.index import Index, index_source, merge
+
+ROOT_VARIABLE = "RADLOOP_DATA"
+
+
+class JoinKey(StrEnum):
+    """What a label sheet's key column holds."""
+
+    STUDY = "StudyInstanceUID"
+    SERIES = "SeriesInstanceUID"
+    IMAGE = "SOPInstanceUID"
+    ACCESSION = "AccessionNumber"
+    """Joined through its keyed hash."""
+    PATIENT = "PatientID"
+    """Joined through its keyed hash."""
+    FILE_NAME = "file_name"
+    PATH = "path"
+    """Relative to the source."""
+
+
+class Source(Settings):
+    """One place with images."""
+
+    path: str
+    """A folder, a file or a DICOMDIR; relative to the root."""
+    name: str = ""
+    """How tables call it; the path where empty."""
+    @property
+    def label(self) -> str:
+        return self.name or self.path
+
+
+class Sheet(Settings):
+    """A CSV or TSV with a header line."""
+
+    path: str
+    """Relative to the root, or to the manifest's folder."""
+    join: JoinKey
+    """What the key column holds."""
+    column: str
+    """The key column's heading."""
+    issuer: str = ""
+    """IssuerOfPatientID of the values, where they are PatientIDs with an issuer."""
+
+
+class Labels(Settings):
+    """Where a case's class comes from: a folder of its path, or a column of the sheet."""
+
+    source: Literal["folder", "sheet"]
+    """folder: a part of the path is a key of `values`. sheet: `column` of the manifest's sheet."""
+    column: str = ""
+    """The sheet's heading of the label."""
+    values: dict[str, str] = {}
+    """From what stands there to a class; empty: the classes' own names."""
+
+
+class Blocks(Settings):
+    """Consecutive numbers as stand-ins for patients that nobody recorded."""
+
+    pattern: str
+    """Regular expression on the path; its one group is the number."""
+    size: Annotated[int, Field(ge=1)]
+    """How many consecutive numbers make one block, within one folder."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _one_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(f"needs exactly one group for the number, has {groups}")
+        return pattern
+
+
+class Patients(Settings):
+    """Whose a case is; no patient ever stands in two splits."""
+
+    source: Literal["dicom", "column", "blocks"] = "dicom"
+    """dicom: PatientID with its issuer. column: of the manifest's sheet. blocks: consecutive numbers."""
+    column: str = ""
+    """The sheet's heading of the patient."""
+    blocks: Blocks | None = None
+    """Needed for source blocks."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Patients:
+        if self.source == "blocks" and self.blocks is None:
+            raise ValueError("source: blocks needs `blocks: {pattern: ..., size: ...}`")
+        if self.source == "column" and not self.column:
+            raise ValueError("source: column needs `column`")
+        return self
+
+
+class Rules(Settings):
+    """Which images belong to the dataset, by columns of the index. A multi-valued attribute matches if one of its values does."""
+
+    include: dict[str, list[str]] = {}
+    """Column → values: an image must have one of them, for every column named."""
+    exclude: dict[str, list[str]] = {"image_type": ["LOCALIZER"]}
+    """Column → values: an image must have none of them."""
+
+
+class SplitRule(Settings):
+    """Fractions of the patients of each class; validation chooses epochs, test is for the figures alone."""
+
+    train: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """Weights are fitted on these."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Epoch and scale are chosen on these."""
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Figures come from these."""
+    seed: int = 0
+    """Another seed, another split."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> SplitRule:
+        if abs(self.train + self.validation + self.test - 1.0) > 1e-6:
+            raise ValueError(f"train + validation + test is {self.train + self.validation + self.test:g}, not 1")
+        return self
+
+
+class Manifest(Settings):
+    """A dataset."""
+
+    name: str
+    """What the dataset is called."""
+    description: str = ""
+    """Where it comes from, and what to beware of."""
+    classes: Annotated[list[str], Field(min_length=2)]
+    """In the order of the probabilities."""
+    positive: str = ""
+    """Of two classes, the finding; the last where empty."""
+    sources: Annotated[list[Source], Field(min_length=1)]
+    """Where the images are."""
+    facts: dict[str, str] = {}
+    """Index columns that files without a header cannot tell, e.g. modality: CT."""
+    sheet: Sheet | None = None
+    """The label sheet."""
+    labels: Labels
+    """Where classes come from."""
+    patients: Patients = Patients()
+    """Where patients come from."""
+    unit: Literal["image", "series", "study"] = "image"
+    """What one prediction is about."""
+    rules: Rules = Rules()
+    """What is in and what is out."""
+    split: SplitRule = SplitRule()
+    """How cases are divided."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: each name once")
+        if self.positive and self.positive not in self.classes:
+            raise ValueError(f"positive: {self.positive} is none of the classes")
+        unknown = sorted(set(self.labels.values.values()) - set(self.classes))
+        if unknown:
+            raise ValueError(f"labels.values: {', '.join(unknown)}: none of the classes {', '.join(self.classes)}")
+        wants_sheet = self.labels.source == "sheet" or self.patients.source == "column"
+        if wants_sheet and self.sheet is None:
+            raise ValueError("labels or patients come from a sheet: `sheet` is missing")
+        if self.labels.source == "sheet" and not self.labels.column:
+            raise ValueError("labels.source is sheet: `labels.column` is missing")
+        labels = [source.label for source in self.sources]
+        if len(set(labels)) != len(labels):
+            raise ValueError("sources: each name once")
+        return self
+
+    @property
+    def positive_class(self) -> str:
+        return self.positive or self.classes[-1]
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """A SOURCE, resolved: its manifest (None for a bare folder or file), the root of relative paths, and the project's folder."""
+
+    manifest: Manifest | None
+    places: tuple[tuple[str, Path], ...]
+    root: Path
+    folder: Path
+    """Of the manifest: a sheet may lie here; the project's key does."""
+
+    def key(self) -> IdentityKey:
+        """The project's key, made where there is none yet."""
+        return project_key(self.folder)
+
+    def index(self, key: IdentityKey | None = None, *, workers: int | None = None, progress: bool = False) -> Index:
+        """Every file of the source accounted for. Without a key the hashes hold for this call only."""
+        key = key or ephemeral_key()
+        parts = [index_source(place, key=key, name=name, workers=workers, progress=progress) for name, place in self.places]
+        return merge(parts) if len(parts) > 1 else parts[0]
+
+
+def open_source(name_or_path: str, root: Path | None = None) -> OpenedSource:
+    """A folder or file as it is; a manifest (path or shipped name) with its places under the root."""
+    given = Path(name_or_path)
+    if given.exists() and given.suffix not in (".yaml", ".yml"):
+        return OpenedSource(None, ((given.resolve().name, given),), given, Path.cwd())
+    looks_like_path = os.sep in name_or_path or given.suffix not in ("", ".yaml", ".yml")
+    if looks_like_path and given.suffix not in (".yaml", ".yml"):
+        raise SourceError(f"{given}: no such file or folder; expected an export folder, a DICOMDIR, an image or a manifest")
+    path = find_shipped("data_manifests", name_or_path)
+    return open_manifest(path, root)
+
+
+def open_manifest(path: Path, root: Path | None = None) -> OpenedSource:
+    """A manifest's file with its places resolved; SourceError names a place that is not there and says how to set the root."""
+    manifest = parse_settings(Manifest, read_yaml(path), str(path))
+    own = Path(path).resolve().parent
+    from_variable = os.environ.get(ROOT_VARIABLE)
+    base = root or (Path(from_variable) if from_variable else own)
+    places = tuple((source.label, base / source.path) for source in manifest.sources)
+    missing = [place for _, place in places if not place.exists()]
+    if missing:
+        raise SourceError(
+            f"{path}: its source {missing[0]} is not there; give the folder that holds it with --root DIR or {ROOT_VARIABLE}"
+        )
+    shipped = any(own == folder.resolve() for folder in (Path(__file__).parent / "data_manifests", Path(__file__).parent.parent / "data_manifests"))
+    return OpenedSource(manifest, places, base, Path.cwd() if shipped else own)
+
+
+def find_sheet(sheet: Sheet, opened: OpenedSource) -> Path:
+    """The sheet's file: under the root, or beside the manifest."""
+    candidates: Sequence[Path] = (opened.root / sheet.path, opened.folder / sheet.path)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"label sheet {sheet.path}: looked for {' and '.join(str(path) for path in candidates)}; neither is there")

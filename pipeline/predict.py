@@ -1,0 +1,218 @@
+"""A trained model and cases to probabilities and evidence.
+
+`load_model` opens a run; `TrainedModel.predict` takes prepared images (batch, 1, size, size) in 0-1. Image predictions of
+one case are averaged: the mean of the probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from pipeline.dataset import ImageFile, Prepared, Preparer, input_chain, prepare_all
+from pipeline.explain import class_evidence
+from pipeline.model import WEIGHTS_FILE, Classifier, Geometry
+from pipeline.run import ModelFacts, read_model
+from pipeline.work import Failure
+from transforms.chains import KEY
+
+BATCH = 16
+"""Images a forward pass: on the CPU larger ones gain nothing, on a GPU decoding is the slower part."""
+
+STATUS_OK, STATUS_FAILED = "ok", "failed"
+UID_COLUMNS = ["study_instance_uid", "series_instance_uid", "sop_instance_uid"]
+RASTER_FORMATS = ("png", "jpeg", "tiff")
+SCOPE_COLUMNS = ("modality", "body_part_examined", "view_position")
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """`probabilities` (batch, classes) float64; `evidence` (batch, cell rows, cell columns) float32 for the class in `shown` (batch,)."""
+
+    probabilities: NDArray[np.float64]
+    evidence: NDArray[np.float32]
+    shown: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network with what is known about it, on its device."""
+
+    network: Classifier
+    facts: ModelFacts
+    device: torch.device
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.network.geometry
+
+    def predict(self, images: NDArray[np.float32]) -> Predicted:
+        """One forward pass: probabilities, and the evidence map that the same pass gives."""
+        chain = input_chain(self.facts.input_mean, self.facts.input_std)
+        batch = torch.stack([chain({KEY: torch.from_numpy(np.array(image))})[KEY] for image in images])
+        batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+            features = self.network.features(batch)
+        with torch.inference_mode():
+            features = features.float()
+            logits = self.network.classify(features)
+            probabilities = torch.softmax(logits.double() / self.facts.temperature, dim=1)
+            positive = self.facts.positive_index
+            shown = logits.argmax(dim=1) if positive is None else torch.full((len(logits),), positive, device=logits.device)
+            evidence = class_evidence(features, self.network.head.weight, self.network.head.bias, shown)
+        return Predicted(probabilities.cpu().numpy(), evidence.float().cpu().numpy(), shown.cpu().numpy())
+
+
+    def decide(self, probabilities: NDArray[np.float64]) -> list[str]:
+        """Each row's class (n, classes): by the threshold for two classes, the most probable of more; '' for NaN."""
+        classes, positive = self.facts.classes, self.facts.positive_index
+        if positive is None:
+            chosen = np.where(np.isnan(probabilities), -1.0, probabilities).argmax(axis=1)
+        else:
+            chosen = np.where(probabilities[:, positive] >= self.facts.threshold, positive, 1 - positive)
+        unknown = np.isnan(probabilities).any(axis=1)
+        return ["" if missing else classes[place] for place, missing in zip(chosen, unknown, strict=True)]
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What is known of one image: its prediction, or its failure."""
+
+    file: ImageFile
+    failure: Failure | None = None
+    prepared: Prepared | None = None
+    probabilities: NDArray[np.float64] | None = None  # (classes,)
+    evidence: NDArray[np.float32] | None = None  # (cell rows, cell columns), for class `shown`
+    shown: int = 0
+
+    @property
+    def reason(self) -> str:
+        """Why there is no prediction; '' where there is one."""
+        return f"{self.failure.reason}: {self.failure.detail}" if self.failure else ""
+
+
+def predict_files(
+    model: TrainedModel, files: Iterable[ImageFile], *, keep_shown: bool = False, workers: int | None = None
+) -> Iterator[ImageResult]:
+    """Each file decoded, prepared and predicted, in order; a stream, so memory does not grow with the number of files."""
+    preparer = Preparer(model.facts.preprocessing, keep_shown)
+    for batch in batched(prepare_all(files, preparer, workers)):
+        decoded = [prepared for _, prepared in batch if isinstance(prepared, Prepared)]
+        predicted = model.predict(np.stack([prepared.image for prepared in decoded])) if decoded else None
+        position = 0
+        for file, outcome in batch:
+            if isinstance(outcome, Failure):
+                yield ImageResult(file, failure=outcome)
+                continue
+            assert predicted is not None
+            yield ImageResult(
+                file, None, outcome, predicted.probabilities[position], predicted.evidence[position], int(predicted.shown[position])
+            )
+            position += 1
+
+
+def pick_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(run: Path, device: torch.device | None = None) -> TrainedModel:
+    """The trained model of a run; RunError where it is incomplete or damaged."""
+    facts = read_model(run)
+    network = Classifier(facts.network, len(facts.classes))
+    network.load_state_dict(load_file(run / WEIGHTS_FILE))
+    return trained_model(network, facts, device or pick_device())
+
+
+def trained_model(network: Classifier, facts: ModelFacts, device: torch.device) -> TrainedModel:
+    """A network in evaluation mode on its device."""
+    return TrainedModel(network.eval().to(device, memory_format=torch.channels_last), facts, device)
+
+
+def batched(items: Iterable[Item], size: int = BATCH) -> Iterator[list[Item]]:
+    """Lists of up to `size` items."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def probability_columns(classes: Sequence[str]) -> list[str]:
+    """The columns p_<class>."""
+    return [f"p_{name}" for name in classes]
+
+
+def image_table(images: pd.DataFrame, results: Sequence[ImageResult], model: TrainedModel) -> pd.DataFrame:
+    """One row an image, in the order of `results`: probabilities, or the reason for which there are none."""
+    missing = np.full(len(model.facts.classes), np.nan)
+    probabilities = np.array([missing if result.probabilities is None else result.probabilities for result in results])
+    probabilities = probabilities.reshape(len(results), len(missing))
+    table = images[["case_id", *UID_COLUMNS, "path", "frame"]].fillna("").reset_index(drop=True)
+    table["predicted"] = model.decide(probabilities)
+    table[probability_columns(model.facts.classes)] = probabilities
+    table["in_scope"] = scope_reason(images, model.facts.scope).to_numpy() == ""
+    table["status"] = [STATUS_FAILED if result.failure else STATUS_OK for result in results]
+    table["reason"] = [result.reason for result in results]
+    return table
+
+
+def case_table(cases: pd.DataFrame, images: pd.DataFrame, model: TrainedModel) -> pd.DataFrame:
+    """One row a case of `cases` (case_id, UIDs, path, perhaps label): the mean over its images that could be predicted.
+
+    A case fails only if all of its images do; images that failed in a case that did not are named in its reason.
+    """
+    columns = probability_columns(model.facts.classes)
+    ids = cases["case_id"]
+    by_case = images.groupby("case_id", sort=False)
+    mean = by_case[columns].mean().reindex(ids).to_numpy()
+    failed = images["status"].eq(STATUS_FAILED).groupby(images["case_id"], sort=False).sum().reindex(ids).to_numpy()
+    total = by_case.size().reindex(ids).to_numpy()
+    first_reason = images[images["reason"] != ""].groupby("case_id", sort=False)["reason"].first().reindex(ids).fillna("")
+    table = cases[["case_id", *UID_COLUMNS, "path"]].reset_index(drop=True)
+    table["label"] = cases["label"].to_numpy() if "label" in cases else ""
+    table["predicted"] = model.decide(mean)
+    table[columns] = mean
+    table["in_scope"] = by_case["in_scope"].all().reindex(ids).to_numpy(dtype=bool)
+    table["status"] = np.where(failed == total, STATUS_FAILED, STATUS_OK)
+    table["reason"] = [
+        f"{bad} of {count} images failed: {why}" if bad and count > 1 else why
+        for bad, count, why in zip(failed, total, first_reason, strict=True)
+    ]
+    return table
+
+
+def scope_of(images: pd.DataFrame) -> dict[str, list[str]]:
+    """What a model trained on `images` has seen: file formats and, for what headers (or the manifest's facts) tell, the values."""
+    seen = {column: sorted({str(value) for value in images[column].dropna() if str(value)}) for column in ("format", *SCOPE_COLUMNS)}
+    return {column: values for column, values in seen.items() if values}
+
+
+def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]]) -> pd.Series:
+    """For each image why it is not of the kind that the model was trained on, or ''.
+
+    A PNG, JPEG or TIFF has no header to ask: it is in scope if such files were trained on. A DICOM image must have, for each
+    column the training knew, one of the values that it saw, and break none of the training's rules (column `rule`).
+    """
+    raster = images["format"].isin(RASTER_FORMATS)
+    raster_seen = any(name in RASTER_FORMATS for name in scope.get("format", []))
+    reason = pd.Series("", index=images.index, dtype=object)
+    for column in [name for name in SCOPE_COLUMNS if name in scope]:
+        value = images[column].fillna("").astype(str)
+        outside = ~raster & ~value.isin(scope[column]) & (reason == "")
+        trained = ", ".join(scope[column])
+        reason.loc[outside] = f"out of scope: {column} is " + value[outside].replace("", "not known") + f", trained on {trained}"
+    broken = ~raster & (images["rule"] != "") & (reason == "")
+    reason.loc[broken] = "out of scope: the training left such images out (" + images.loc[broken, "rule"] + ")"
+    if not raster_seen:
+        reason.loc[raster] = "out of scope: the model was trained on DICOM images only"
+    return reason

@@ -1,0 +1,216 @@
+"""Drawing on arrays: evidence over a gray image, and below it a panel with legend and text.
+
+In: `gray` (rows, columns) float32, 0 black to 1 white, as a reader should see the image; `evidence` (rows, columns)
+float32 in the same pixels, above 0 where the image speaks for the class. Out: uint8 RGB (rows, columns, 3). Nothing is
+resampled, and nothing but the colour of the evidence is drawn over anatomy. The colour scale is the caller's, one for a
+whole run.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+FloatImage = NDArray[np.float32]  # (rows, columns)
+Picture = NDArray[np.uint8]  # (rows, columns, 3) RGB
+
+COLORMAP = "plasma"
+"""Lightness rises evenly and nothing rests on red against green: more looks like more to colour-blind readers, too."""
+COLORMAP_RANGE = (0.4, 0.95)
+"""Magenta to yellow: the dark start would blacken lung, the palest end vanish on bone."""
+MAXIMUM_OPACITY = 0.5
+"""Anatomy stays visible under the strongest evidence."""
+COLOR_STEPS = 256
+
+MINIMUM_CANVAS_COLUMNS = 400
+"""A narrower image gets a black margin at its right, so that a line of text holds some 50 characters."""
+COLUMNS_PER_TEXT_PIXEL = 36
+"""Text 14 pixels high at 512 columns, 83 at 3000: the same share of the screen when the picture is shown to fit."""
+MINIMUM_TEXT_PIXELS = 13
+LEGEND_GRAYS = (0.1, 0.6)
+"""The legend's colours over lung and over soft tissue: opacity makes them differ."""
+
+TEXT_COLOR = (235, 235, 235)
+WARNING_COLOR = (255, 190, 60)
+"""Amber: apart from white for every reader; warnings also begin with the word."""
+WARNING_PREFIX = "Warning: "
+NO_EVIDENCE = "no evidence above 0"
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the colours mean: `label` ('evidence for COVID'), 0 to `scale` in `unit`; `cell`: a feature cell's size."""
+
+    label: str
+    scale: float
+    unit: str
+    cell: str
+
+
+def overlay(gray: FloatImage, evidence: FloatImage | None, scale: float) -> Picture:
+    """Evidence above 0 in colour over `gray`, its opacity growing with evidence / `scale`, full from `scale` on.
+
+    Where evidence is 0 or less, or None, the gray image stays as it is: `rint(255 gray)` in all three channels.
+    Raises ValueError for shapes that differ, values that are not finite, or a scale that is not above 0.
+    """
+    _check(gray, evidence, scale)
+    base = np.clip(gray, 0.0, 1.0).astype(np.float32)[..., None].repeat(3, axis=2)
+    if evidence is not None:
+        strength = np.clip(evidence / np.float32(scale), 0.0, 1.0)
+        colors = _colors()[np.rint(strength * (COLOR_STEPS - 1)).astype(np.intp)]
+        opacity = (MAXIMUM_OPACITY * strength)[..., None]
+        base = base * (1.0 - opacity) + colors * opacity
+    return np.rint(base * 255.0).astype(np.uint8)
+
+
+def result_picture(
+    gray: FloatImage,
+    evidence: FloatImage | None,
+    scale: float,
+    lines: Sequence[str],
+    legend: Legend | None,
+    warnings: Sequence[str] = (),
+) -> Picture:
+    """The overlay, unscaled, at the top left; below it on black the legend, the text lines and, in amber, the warnings.
+
+    (H, W, 3) with W = max(columns, MINIMUM_CANVAS_COLUMNS), H = rows + the panel's. Long lines wrap. Letters that the
+    font lacks are written without their accents, or as '?'. Errors as `overlay`.
+    """
+    image = overlay(gray, evidence, scale)
+    rows, columns = gray.shape
+    width = max(columns, MINIMUM_CANVAS_COLUMNS)
+    any_evidence = evidence is not None and bool((evidence > 0).any())
+    parts = [] if legend is None else _legend(legend, width, any_evidence=any_evidence)
+    parts += [_text(line, width, TEXT_COLOR) for line in lines]
+    parts += [_text(WARNING_PREFIX + warning, width, WARNING_COLOR) for warning in warnings]
+    top = np.zeros((rows, width, 3), np.uint8)
+    top[:, :columns] = image
+    gap = np.zeros((_text_pixels(width) // 2, width, 3), np.uint8)
+    return np.concatenate([top, gap, *parts, gap] if parts else [top])
+
+
+def _check(gray: FloatImage, evidence: FloatImage | None, scale: float) -> None:
+    if gray.ndim != 2 or gray.size == 0:
+        raise ValueError(f"gray: expected (rows, columns), found shape {gray.shape}")
+    if evidence is not None and evidence.shape != gray.shape:
+        raise ValueError(f"evidence: expected gray's shape {gray.shape}, found {evidence.shape}")
+    if not np.isfinite(gray).all() or (evidence is not None and not np.isfinite(evidence).all()):
+        raise ValueError("gray and evidence: expected finite values, found NaN or infinity")
+    if not scale > 0 or not np.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number above 0, found {scale}")
+
+
+@lru_cache(maxsize=1)
+def _colors() -> NDArray[np.float32]:
+    """(COLOR_STEPS, 3) RGB 0-1 from no evidence to full scale."""
+    from matplotlib import colormaps
+
+    return colormaps[COLORMAP](np.linspace(*COLORMAP_RANGE, COLOR_STEPS))[:, :3].astype(np.float32)
+
+
+def _legend(legend: Legend, width: int, *, any_evidence: bool) -> list[Picture]:
+    """The label, the bar with its ticks, and the cell's size; without evidence the label and the words for it."""
+    label = f"{legend.label} ({legend.unit})" if legend.unit else legend.label
+    cell = [_text(legend.cell, width, TEXT_COLOR)] if legend.cell else []
+    if not any_evidence:
+        return [_text(f"{label}: {NO_EVIDENCE}", width, TEXT_COLOR), *cell]
+    return [_text(label, width, TEXT_COLOR), _bar(legend.scale, width), _ticks(legend.scale, width), *cell]
+
+
+def _bar(scale: float, width: int) -> Picture:
+    """The colours from 0 to `scale`, over dark gray above and over light gray below."""
+    margin, size = _margin(width), _text_pixels(width)
+    ramp = np.linspace(0.0, scale, width - 2 * margin, dtype=np.float32)[None].repeat(size, axis=0)
+    grays = np.full_like(ramp, LEGEND_GRAYS[0])
+    grays[size // 2 :] = LEGEND_GRAYS[1]
+    canvas = np.zeros((size, width, 3), np.uint8)
+    canvas[:, margin : width - margin] = overlay(grays, ramp, scale)
+    return canvas
+
+
+def _ticks(scale: float, width: int) -> Picture:
+    """0, half and full scale under the bar; full scale says that it stands for more, too."""
+    margin, size, font = _margin(width), _text_pixels(width), _font(_text_pixels(width))
+    canvas = Image.new("RGB", (width, _line_pixels(size)))
+    draw = ImageDraw.Draw(canvas)
+    for share, anchor, text in ((0.0, "la", "0"), (0.5, "ma", f"{scale / 2:.3g}"), (1.0, "ra", f"{scale:.3g} or more")):
+        position = margin + share * (width - 2 * margin - 1)
+        draw.line([(position, 0), (position, size // 4)], fill=TEXT_COLOR, width=max(1, size // 12))
+        draw.text((position, size // 4), text, font=font, fill=TEXT_COLOR, anchor=anchor)
+    return np.asarray(canvas)
+
+
+def _text(text: str, width: int, color: tuple[int, int, int]) -> Picture:
+    """`text` on black, wrapped to `width`: (as many rows as it needs, width, 3)."""
+    size, margin = _text_pixels(width), _margin(width)
+    font = _font(size)
+    wrapped = _wrap(_drawable(text, size), font, width - 2 * margin)
+    canvas = Image.new("RGB", (width, _line_pixels(size) * len(wrapped)))
+    draw = ImageDraw.Draw(canvas)
+    for index, line in enumerate(wrapped):
+        draw.text((margin, index * _line_pixels(size)), line, font=font, fill=color, anchor="la")
+    return np.asarray(canvas)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines no wider than `width` pixels, broken between words, within one only where it alone is too wide."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def _drawable(text: str, size: int) -> str:
+    """`text` in letters that the font has."""
+    return "".join(_drawable_letter(letter, size) for letter in text)
+
+
+@lru_cache(maxsize=4096)
+def _drawable_letter(letter: str, size: int) -> str:
+    if letter.isspace():
+        return " "
+    if _has_glyph(letter, size):
+        return letter
+    plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
+    return plain if plain and all(_has_glyph(part, size) for part in plain) else "?"
+
+
+def _has_glyph(letter: str, size: int) -> bool:
+    """Whether the font draws `letter` otherwise than the box for a missing one (U+FFFF is never a letter)."""
+    font = _font(size)
+    return letter.isprintable() and bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("Pillow was built without FreeType and cannot draw text of a given size: install its wheel")
+    return font
+
+
+def _text_pixels(width: int) -> int:
+    return max(MINIMUM_TEXT_PIXELS, round(width / COLUMNS_PER_TEXT_PIXEL))
+
+
+def _line_pixels(size: int) -> int:
+    return round(size * 1.4)
+
+
+def _margin(width: int) -> int:
+    return _text_pixels(width) // 2
