@@ -42,7 +42,9 @@ class PreparedImages:
         return usable
 
 
-def prepared_images(folder: Path, files: Sequence[ImageFile], preparer: Preparer, *, what: str, progress: bool) -> PreparedImages:
+def prepared_images(
+    folder: Path, files: Sequence[ImageFile], preparer: Preparer, *, what: str, progress: bool
+) -> PreparedImages:
     """The prepared images of `files`, from `folder` if they are there, else decoded into it."""
     target = folder / _key(files, preparer)
     if not target.is_dir():
@@ -54,12 +56,16 @@ def prepared_images(folder: Path, files: Sequence[ImageFile], preparer: Preparer
             aside.rename(target)
         except OSError:  # another process was first; its arrays are the same
             shutil.rmtree(aside)
-    return PreparedImages(np.load(target / IMAGES_FILE, mmap_mode="r"), pd.read_csv(target / FAILURES_FILE, keep_default_na=False))
+    return PreparedImages(
+        np.load(target / IMAGES_FILE, mmap_mode="r"), pd.read_csv(target / FAILURES_FILE, keep_default_na=False)
+    )
 
 
 def _fill(folder: Path, files: Sequence[ImageFile], preparer: Preparer, what: str, progress: bool) -> None:
     size = preparer.preprocessing.size
-    images = np.lib.format.open_memmap(folder / IMAGES_FILE, mode="w+", dtype=np.float32, shape=(len(files), 1, size, size))
+    images = np.lib.format.open_memmap(
+        folder / IMAGES_FILE, mode="w+", dtype=np.float32, shape=(len(files), 1, size, size)
+    )
     failures = []
     for position, (_, outcome) in enumerate(track(prepare_all(files, preparer), what, len(files), show=progress)):
         if isinstance(outcome, Failure):
@@ -73,5 +79,9 @@ def _fill(folder: Path, files: Sequence[ImageFile], preparer: Preparer, what: st
 def _key(files: Sequence[ImageFile], preparer: Preparer) -> str:
     state = hashlib.sha256(f"{pipeline.__version__}\x1f{digest(preparer.preprocessing)}".encode())
     for file in files:
-        state.update(f"\x1e{file.source}\x1f{file.path}\x1f{file.frame}\x1f{file.bytes}\x1f{file.mtime_ns}".encode("utf-8", "surrogateescape"))
+        state.update(
+            f"\x1e{file.source}\x1f{file.path}\x1f{file.frame}\x1f{file.bytes}\x1f{file.mtime_ns}".encode(
+                "utf-8", "surrogateescape"
+            )
+        )
     return state.hexdigest()[:32]

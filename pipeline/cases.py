@@ -49,7 +49,13 @@ class Cases:
 
 
 def group_images(
-    index: Index, unit: Unit, rules: Rules, *, drop_collisions: bool, facts: Mapping[str, str] | None = None, keep_all: bool = False
+    index: Index,
+    unit: Unit,
+    rules: Rules,
+    *,
+    drop_collisions: bool,
+    facts: Mapping[str, str] | None = None,
+    keep_all: bool = False,
 ) -> Cases:
     """Images that the rules admit, one row a frame, grouped by `unit`. A file without the UID of the unit is a case of its own.
 
@@ -90,12 +96,16 @@ def label_cases(grouped: Cases, manifest: Manifest, opened: OpenedSource, key: I
     images["label"] = _labels(images, manifest.labels, manifest.classes, sheet, row_of_image)
     images["patient_key"] = _patients(images, manifest, sheet, row_of_image, key)
     if manifest.patients.source == "blocks":
-        warnings.append(f"{NOT_PROVEN}: patients are blocks of consecutive numbers, a patient may stand on both sides of a border")
+        warnings.append(
+            f"{NOT_PROVEN}: patients are blocks of consecutive numbers, a patient may stand on both sides of a border"
+        )
     unknown = images["patient_key"].isna()
     if unknown.any():
         stand_in = images["study_instance_uid"].replace("", pd.NA).fillna(images["case_id"])
         images.loc[unknown, "patient_key"] = [f"unknown-{key.patient(value)}" for value in stand_in[unknown]]
-        warnings.append(f"{NOT_PROVEN}: {images.loc[unknown, 'case_id'].nunique()} cases have no patient; each study (or file) stands for one")
+        warnings.append(
+            f"{NOT_PROVEN}: {images.loc[unknown, 'case_id'].nunique()} cases have no patient; each study (or file) stands for one"
+        )
     return _resolve(replace(grouped, images=images, warnings=tuple(warnings)))
 
 
@@ -121,7 +131,9 @@ def _broken_rules(table: pd.DataFrame, rules: Rules, drop_collisions: bool) -> p
     for mode, conditions in (("include", rules.include), ("exclude", rules.exclude)):
         for column, values in conditions.items():
             if column not in table.columns:
-                raise ConfigError(f"rules.{mode}: {column} is no column of the index; it has {', '.join(table.columns)}")
+                raise ConfigError(
+                    f"rules.{mode}: {column} is no column of the index; it has {', '.join(table.columns)}"
+                )
             matches = _has_value(table[column], values)
             leave_out(matches if mode == "exclude" else ~matches, f"{mode} {column}: {', '.join(values)}")
     return rule
@@ -130,7 +142,10 @@ def _broken_rules(table: pd.DataFrame, rules: Rules, drop_collisions: bool) -> p
 def _has_value(column: pd.Series, values: list[str]) -> pd.Series:
     """Whether one of the backslash-separated values of each entry is in `values`, whatever the case."""
     wanted = {value.casefold() for value in values}
-    unique = {entry: any(part.strip().casefold() in wanted for part in str(entry).split("\\")) for entry in column.dropna().unique()}
+    unique = {
+        entry: any(part.strip().casefold() in wanted for part in str(entry).split("\\"))
+        for entry in column.dropna().unique()
+    }
     return column.map(unique).fillna(False).astype(bool)
 
 
@@ -152,9 +167,13 @@ def _read_sheet(manifest: Manifest, opened: OpenedSource, key: IdentityKey) -> p
     assert sheet is not None
     path = find_sheet(sheet, opened)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep="\t" if path.suffix == ".tsv" else ",", encoding="utf-8-sig")
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, sep="\t" if path.suffix == ".tsv" else ",", encoding="utf-8-sig"
+        )
     except (ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected a CSV or TSV in UTF-8 with a header line: {type(error).__name__}") from error
+        raise ConfigError(
+            f"{path}: expected a CSV or TSV in UTF-8 with a header line: {type(error).__name__}"
+        ) from error
     wanted = {sheet.column}
     if manifest.labels.source == "sheet":
         wanted.add(manifest.labels.column)
@@ -194,7 +213,9 @@ def _match_sheet(images: pd.DataFrame, sheet: pd.DataFrame, join: JoinKey) -> pd
     return values.map(pd.Series(first.index, index=first["join_value"]))
 
 
-def _labels(images: pd.DataFrame, labels: Labels, classes: list[str], sheet: pd.DataFrame | None, row: pd.Series) -> pd.Series:
+def _labels(
+    images: pd.DataFrame, labels: Labels, classes: list[str], sheet: pd.DataFrame | None, row: pd.Series
+) -> pd.Series:
     """Each image's class; missing where nothing says, or where what is said is mapped to no class."""
     meaning = labels.values or {name: name for name in classes}
     if labels.source == "folder":
@@ -208,13 +229,17 @@ def _folder_label(path: str, meaning: dict[str, str]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _patients(images: pd.DataFrame, manifest: Manifest, sheet: pd.DataFrame | None, row: pd.Series, key: IdentityKey) -> pd.Series:
+def _patients(
+    images: pd.DataFrame, manifest: Manifest, sheet: pd.DataFrame | None, row: pd.Series, key: IdentityKey
+) -> pd.Series:
     patients = manifest.patients
     if patients.source == "dicom":
         return images["patient_key"]
     if patients.source == "column":
         assert sheet is not None
-        return row.map(sheet[patients.column].str.strip()).map(lambda value: key.patient(value) if isinstance(value, str) else None)
+        return row.map(sheet[patients.column].str.strip()).map(
+            lambda value: key.patient(value) if isinstance(value, str) else None
+        )
     assert patients.blocks is not None
     return _block_keys(images, patients.blocks)
 
@@ -226,7 +251,9 @@ def _block_keys(images: pd.DataFrame, blocks: Blocks) -> pd.Series:
     def block(path: str) -> str:
         match = pattern.search(path)
         if match is None or not match.group(1).isdigit():
-            raise ConfigError(f"patients.blocks: the pattern {blocks.pattern!r} finds no number in the path of a file ({Path(path).name})")
+            raise ConfigError(
+                f"patients.blocks: the pattern {blocks.pattern!r} finds no number in the path of a file ({Path(path).name})"
+            )
         number = (int(match.group(1)) - 1) // blocks.size
         return f"{Path(path).parent.as_posix()}#{number:04d}"
 
@@ -240,7 +267,11 @@ def _resolve(grouped: Cases) -> Cases:
     labels, patients = by_case["label"].nunique(), by_case["patient_key"].nunique()
     unlabelled, contradicting, several = labels == 0, labels > 1, patients > 1
     rules = pd.Series("", index=labels.index, dtype=object)
-    for where, rule in ((unlabelled, "no label"), (contradicting, "contradicting labels"), (several, "several patients in one case")):
+    for where, rule in (
+        (unlabelled, "no label"),
+        (contradicting, "contradicting labels"),
+        (several, "several patients in one case"),
+    ):
         rules.loc[where & (rules == "")] = rule
         if where.any():
             warnings.append(f"{int(where.sum())} cases left out: {rule}")

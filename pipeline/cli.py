@@ -45,31 +45,47 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"radloop {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    index = _command(commands, "index", _index, "account for every file of a source", "radloop index export/ --out index/")
+    index = _command(
+        commands, "index", _index, "account for every file of a source", "radloop index export/ --out index/"
+    )
     index.add_argument("source", metavar="SOURCE", help="an export folder, a DICOMDIR, a file, or a manifest")
-    index.add_argument("--out", type=Path, required=True, metavar="DIR", help="for index.parquet, rejects.csv, summary.json")
+    index.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for index.parquet, rejects.csv, summary.json"
+    )
     _add_root(index)
 
     train = _command(commands, "train", _train, "train a model", "radloop train ct_slices --root data/ --out runs/ct")
     train.add_argument("config", metavar="CONFIG", help="a shipped configuration's name, or a YAML file")
     train.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder to make")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. training.epochs=5")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. training.epochs=5"
+    )
     train.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
     _add_root(train)
 
-    evaluate = _command(commands, "evaluate", _evaluate, "figures with intervals, and pictures", "radloop evaluate runs/ct")
+    evaluate = _command(
+        commands, "evaluate", _evaluate, "figures with intervals, and pictures", "radloop evaluate runs/ct"
+    )
     evaluate.add_argument("run", type=Path, metavar="RUN")
     evaluate.add_argument("--split", default="test", help="train, validation or test (the default)")
     evaluate.add_argument("--data", metavar="MANIFEST", help="evaluate on all of another dataset")
     _add_root(evaluate)
 
     infer = _command(
-        commands, "infer", _infer, "predictions and DICOM objects for any source", "radloop infer runs/ct export/ --out results/"
+        commands,
+        "infer",
+        _infer,
+        "predictions and DICOM objects for any source",
+        "radloop infer runs/ct export/ --out results/",
     )
     infer.add_argument("run", type=Path, metavar="RUN")
-    infer.add_argument("source", metavar="SOURCE", help="an export folder, a DICOMDIR, a file, or a manifest; labelled or not")
+    infer.add_argument(
+        "source", metavar="SOURCE", help="an export folder, a DICOMDIR, a file, or a manifest; labelled or not"
+    )
     infer.add_argument("--out", type=Path, required=True, metavar="OUT")
-    infer.add_argument("--write", default="sc", metavar="KINDS", help="objects to write: sc (Secondary Capture, the default) or none")
+    infer.add_argument(
+        "--write", default="sc", metavar="KINDS", help="objects to write: sc (Secondary Capture, the default) or none"
+    )
     _add_root(infer)
 
     demo = _command(commands, "demo", _demo, "the whole loop on a generated export, offline", "radloop demo --out demo")
@@ -79,19 +95,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name: str, run: Callable[[argparse.Namespace], int], what: str, example: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    command: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, epilog=f"example: {example}")
+def _command(
+    commands, name: str, run: Callable[[argparse.Namespace], int], what: str, example: str
+) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=what, epilog=f"example: {example}"
+    )
     command.set_defaults(command=run)
     return command
 
 
 def _add_root(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", type=Path, metavar="DIR", help="where a manifest's relative paths begin (or set RADLOOP_DATA)")
+    command.add_argument(
+        "--root", type=Path, metavar="DIR", help="where a manifest's relative paths begin (or set RADLOOP_DATA)"
+    )
 
 
 def _index(options: argparse.Namespace) -> int:
-    from pipeline.index import summary_text, write_index
+    from pipeline.index import write_index
     from pipeline.manifest import open_source
+    from pipeline.summary import summary_text
 
     opened = open_source(options.source, options.root)
     index = opened.index(opened.key(), progress=True)

@@ -170,7 +170,9 @@ class Config(Settings):
         if isinstance(normalization, CustomNormalization):
             for values in (normalization.mean, normalization.std):
                 if len(values) != self.network.channels:
-                    raise ValueError(f"normalization needs {self.network.channels} value(s) of mean and std, found {len(values)}")
+                    raise ValueError(
+                        f"normalization needs {self.network.channels} value(s) of mean and std, found {len(values)}"
+                    )
         return self
 
 
@@ -196,7 +198,9 @@ def find_shipped(kind: Literal["configs", "data_manifests"], name_or_path: str) 
     if given.suffix in (".yaml", ".yml"):
         if given.is_file():
             return given
-        raise ConfigError(f"{given}: no such file; give a path, or one of the shipped {kind}: {', '.join(shipped_names(kind))}")
+        raise ConfigError(
+            f"{given}: no such file; give a path, or one of the shipped {kind}: {', '.join(shipped_names(kind))}"
+        )
     for folder in _shipped_folders(kind):
         if (folder / f"{name_or_path}.yaml").is_file():
             return folder / f"{name_or_path}.yaml"
@@ -252,7 +256,9 @@ def _explain(kind: type[Settings], problem: Any) -> str:
     location = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part[:1].isupper()))]
     key = ".".join(str(part) for part in location)
     if problem["type"] != "extra_forbidden":
-        return f"{key or 'file'}: {problem['msg']}" + (f" (found {problem['input']!r})" if key and problem["type"] != "missing" else "")
+        return f"{key or 'file'}: {problem['msg']}" + (
+            f" (found {problem['input']!r})" if key and problem["type"] != "missing" else ""
+        )
     known = _known_keys(kind, location[:-1])
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"{key}: unknown key; " + (f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}")

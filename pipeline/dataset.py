@@ -25,7 +25,16 @@ from pipeline.dicom.pixels import read_pixels
 from pipeline.errors import Rejected, RejectReason
 from pipeline.raster import read_raster
 from pipeline.work import Failure, run_each
-from transforms.chains import GRAY_MEAN, GRAY_STD, IMAGENET_MEAN, IMAGENET_STD, KEY, evaluate_chain, prepare_chain, train_chain
+from transforms.chains import (
+    GRAY_MEAN,
+    GRAY_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    KEY,
+    evaluate_chain,
+    prepare_chain,
+    train_chain,
+)
 from transforms.intensity import WINDOWS, Pixels, Voi, to_metatensor, to_unit_range
 from transforms.spatial import index_affine
 
@@ -107,20 +116,19 @@ def image_files(images: pd.DataFrame, roots: dict[str, Path]) -> list[ImageFile]
     """One ImageFile a row, in the table's order."""
     columns = ["case_id", "source", "path", "format", "frame", "bytes", "mtime_ns"]
     return [
-        ImageFile(case_id, source, path, place(roots[source], path), file_format, int(frame), int(size), int(mtime))
+        ImageFile(case_id, source, path, roots[source] / path, file_format, int(frame), int(size), int(mtime))
         for case_id, source, path, file_format, frame, size, mtime in images[columns].itertuples(index=False, name=None)
     ]
 
 
-def place(root: Path, path: str) -> Path:
-    """Where a file of a source lies; a source that is itself a file is its own root."""
-    return root if root.is_file() else root / path
-
-
-def prepare_all(files: Iterable[ImageFile], preparer: Preparer, workers: int | None = None) -> Iterator[tuple[ImageFile, Prepared | Failure]]:
+def prepare_all(
+    files: Iterable[ImageFile], preparer: Preparer, workers: int | None = None
+) -> Iterator[tuple[ImageFile, Prepared | Failure]]:
     """Each file with its prepared image or its failure, in order, decoded in worker processes under a budget."""
     count = workers if workers is not None else default_workers()
-    return run_each(preparer, files, workers=count, timeout_s=DECODE_TIMEOUT_S, memory_bytes=DECODE_MEMORY_BYTES, chunk=4)
+    return run_each(
+        preparer, files, workers=count, timeout_s=DECODE_TIMEOUT_S, memory_bytes=DECODE_MEMORY_BYTES, chunk=4
+    )
 
 
 def default_workers() -> int:
@@ -160,7 +168,10 @@ def input_chain(mean: Sequence[float], std: Sequence[float]) -> Compose:
 def _prepare_chain(preprocessing: Preprocessing) -> Compose:
     torch.set_num_threads(1)  # one worker a core: threads inside would only fight
     return prepare_chain(
-        window=window_of(preprocessing), size=preprocessing.size, resize=preprocessing.resize, min_max=preprocessing.scaling == "min_max"
+        window=window_of(preprocessing),
+        size=preprocessing.size,
+        resize=preprocessing.resize,
+        min_max=preprocessing.scaling == "min_max",
     )
 
 
@@ -182,7 +193,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class TrainingImages(Dataset):
     """Prepared images with their labels; with a random chain each (seed, epoch, position) gives the same variant, whatever the workers."""
 
-    def __init__(self, images: NDArray[np.float32], labels: NDArray[np.int64], chain: Compose, seed: int | None = None) -> None:
+    def __init__(
+        self, images: NDArray[np.float32], labels: NDArray[np.int64], chain: Compose, seed: int | None = None
+    ) -> None:
         self.images, self.labels, self.chain, self.seed = images, labels, chain, seed
 
     def __len__(self) -> int:

@@ -92,7 +92,12 @@ class Delivery:
         lines += [f"model {facts.name}, radloop {pipeline.__version__}, {facts.digest[:12]}", RESEARCH_ONLY]
         warnings = [text for text in (case.out_of_scope, facts.notice) if text]
         return result_picture(
-            prepared.shown.astype(np.float32) / 255.0, evidence, facts.heatmap_scale, lines, self._legend(result), warnings
+            prepared.shown.astype(np.float32) / 255.0,
+            evidence,
+            facts.heatmap_scale,
+            lines,
+            self._legend(result),
+            warnings,
         )
 
     def _legend(self, result: ImageResult) -> Legend:
@@ -123,7 +128,9 @@ class Delivery:
             series_description=f"radloop {facts.name} heatmap (research use only)",
             derivation=DERIVATION,
             image_comments=" ".join(
-                text for text in (f"{case.predicted}, probability {case.probability:.3f}.", case.out_of_scope, facts.notice) if text
+                text
+                for text in (f"{case.predicted}, probability {case.probability:.3f}.", case.out_of_scope, facts.notice)
+                if text
             ),
             created=datetime.datetime.now().astimezone(),
         )

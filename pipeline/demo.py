@@ -5,7 +5,6 @@ heatmaps point at them.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +16,21 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from pipeline.cases import group_images
-from pipeline.config import Config, load_config
+from pipeline.config import Config, find_shipped, load_config
 from pipeline.dataset import image_files
 from pipeline.dicom.phantom import make_export
 from pipeline.errors import ConfigError
 from pipeline.evaluate import evaluate, summary_lines
 from pipeline.explain import cell_size, evidence_in_source
 from pipeline.files import write_whole
-from pipeline.identity import KEY_FILE, KEY_VARIABLE
-from pipeline.index import read_index, summary_text, write_index
+from pipeline.identity import KEY_FILE
+from pipeline.index import read_index, write_index
 from pipeline.infer import infer
 from pipeline.manifest import open_source
 from pipeline.predict import load_model, predict_files
 from pipeline.progress import say
-from pipeline.run import EVALUATION_FOLDER, INDEX_FOLDER, read_table
+from pipeline.run import EVALUATION_FOLDER, INDEX_FOLDER, MANIFEST_FILE, read_table
+from pipeline.summary import summary_text
 from pipeline.train import train
 
 DEMO_KEY = "phantoms have no identity to protect"
@@ -49,19 +49,26 @@ class Pointing:
 
 
 def demo(
-    out: Path, *, patients: int = PATIENTS, slices: int = SLICES, size: int = SIZE, config: Config | None = None, progress: bool = True
+    out: Path,
+    *,
+    patients: int = PATIENTS,
+    slices: int = SLICES,
+    size: int = SIZE,
+    config: Config | None = None,
+    progress: bool = True,
 ) -> list[str]:
     """Runs the loop in `out` (made anew) and returns the lines of its summary, which is in `out/summary.json` too."""
     _make_room(out)
     say(f"generating an export of {patients} phantom patients in {out / 'export'}")
     export = make_export(out, patients=patients, slices=slices, size=size)
     run, results = out / "run", out / "out"
-    opened = open_source("demo", out)
+    opened = open_source(str(out / MANIFEST_FILE))
     index = opened.index(opened.key(), progress=progress)
     write_index(index, out / "index")
     if progress:
         say(summary_text(index.summary))
-    train(config or load_config("demo"), run, root=out, progress=progress)
+    config = (config or load_config("demo")).model_copy(update={"manifest": str(out / MANIFEST_FILE)})
+    train(config, run, progress=progress)
     record = evaluate(run, progress=progress)
     pointing = point_at_lesions(run, export.lesions)
     summary = infer(run, str(export.folder), results, progress=progress)
@@ -87,7 +94,9 @@ def point_at_lesions(run: Path, lesions: Path) -> Pointing:
     cases = read_table(run / EVALUATION_FOLDER / "predictions.csv")
     positive = model.facts.positive
     found = cases.loc[(cases["label"] == positive) & (cases["predicted"] == positive), "case_id"]
-    wanted = predictions.loc[predictions["case_id"].isin(found) & (predictions["predicted"] == positive), "sop_instance_uid"]
+    wanted = predictions.loc[
+        predictions["case_id"].isin(found) & (predictions["predicted"] == positive), "sop_instance_uid"
+    ]
     ellipses = pd.read_csv(lesions).groupby("sop_instance_uid")
     index = read_index(run / INDEX_FOLDER)
     grouped = group_images(index, model.facts.unit, model.facts.rules, drop_collisions=True)
@@ -98,7 +107,11 @@ def point_at_lesions(run: Path, lesions: Path) -> Pointing:
         if result.prepared is None or result.evidence is None or uid not in ellipses.groups:
             continue
         evidence = evidence_in_source(
-            result.evidence, model.geometry, result.prepared.affine, result.prepared.source_shape, model.facts.preprocessing.size
+            result.evidence,
+            model.geometry,
+            result.prepared.affine,
+            result.prepared.source_shape,
+            model.facts.preprocessing.size,
         )
         near = distance_transform_edt(~lesion_mask(ellipses.get_group(uid), evidence.shape)) <= cell_size(
             model.geometry, result.prepared.affine
@@ -123,7 +136,7 @@ def example_picture(run: Path, results: Path, target: Path) -> Path:
     """The object of the surest true positive of the test split, as a PNG."""
     from PIL import Image
 
-    from pipeline.dicom.pixels import read_picture
+    from pipeline.dicom.secondary_capture import read_picture
 
     cases = read_table(run / EVALUATION_FOLDER / "predictions.csv")
     facts = load_model(run).facts
@@ -143,9 +156,13 @@ def _make_room(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / KEY_FILE, DEMO_KEY + "\n")
-    os.environ[KEY_VARIABLE] = DEMO_KEY
+    write_whole(out / MANIFEST_FILE, find_shipped("data_manifests", "demo").read_text())
 
 
 def _record(record: dict[str, Any], pointing: Pointing) -> dict[str, Any]:
-    localisation = {"true_positive_images": pointing.images, "share_within_one_cell": pointing.share, "share_by_chance": pointing.by_chance}
+    localisation = {
+        "true_positive_images": pointing.images,
+        "share_within_one_cell": pointing.share,
+        "share_by_chance": pointing.by_chance,
+    }
     return {"notice": PHANTOM_NOTICE, "evaluation": record, "localisation": localisation}

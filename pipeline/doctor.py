@@ -11,7 +11,19 @@ import torch
 from pipeline import __version__
 from pipeline.dicom.codecs import decoders
 
-PACKAGES = ("torch", "monai", "pydicom", "highdicom", "imagecodecs", "SimpleITK", "nibabel", "scikit-learn", "grad-cam", "pandas", "pyarrow")
+PACKAGES = (
+    "torch",
+    "monai",
+    "pydicom",
+    "highdicom",
+    "imagecodecs",
+    "SimpleITK",
+    "nibabel",
+    "scikit-learn",
+    "grad-cam",
+    "pandas",
+    "pyarrow",
+)
 TOOLS = {"dciodvfy": "checks objects against their IOD (dicom3tools)", "dcm2pnm": "a second renderer (dcmtk)"}
 
 

@@ -22,13 +22,28 @@ from pipeline.index import Index, read_index, write_index
 from pipeline.manifest import Manifest, open_source
 from pipeline.metrics import Evaluation, evaluate_predictions
 from pipeline.predict import (
-    STATUS_OK, ImageResult, TrainedModel, case_table, image_table, load_model, predict_files, probability_columns,
+    STATUS_OK,
+    ImageResult,
+    TrainedModel,
+    case_table,
+    image_table,
+    load_model,
+    predict_files,
+    probability_columns,
 )  # fmt: skip
 from pipeline.progress import say, track
 from pipeline.render import overlay
 from pipeline.roc import roc_points
 from pipeline.run import (
-    EVALUATION_FOLDER, HISTORY_FILE, INDEX_FOLDER, MANIFEST_FILE, RESEARCH_ONLY, SPLIT_FILE, read_config, read_table, write_table,
+    EVALUATION_FOLDER,
+    HISTORY_FILE,
+    INDEX_FOLDER,
+    MANIFEST_FILE,
+    RESEARCH_ONLY,
+    SPLIT_FILE,
+    read_config,
+    read_table,
+    write_table,
 )  # fmt: skip
 from pipeline.split import SPLITS, check_split
 
@@ -47,7 +62,9 @@ class Subject:
     warnings: tuple[str, ...]
 
 
-def evaluate(run: Path, *, split: str = "test", data: str | None = None, root: Path | None = None, progress: bool = True) -> dict[str, Any]:
+def evaluate(
+    run: Path, *, split: str = "test", data: str | None = None, root: Path | None = None, progress: bool = True
+) -> dict[str, Any]:
     """Writes `metrics.json`, `predictions.csv` and pictures; returns what metrics.json holds.
 
     `data`: a manifest of other data, all of whose cases are evaluated, in place of a split of the run's own.
@@ -82,7 +99,9 @@ def _own_split(run: Path, split: str) -> Subject:
     wanted = table.loc[table["split"] == split, ["case_id", "label", "patient_key"]]
     cases = grouped.cases.merge(wanted, on="case_id", how="inner")
     if len(cases) < len(wanted):
-        raise RunError(f"{run / SPLIT_FILE}: {len(wanted) - len(cases)} of its cases are not in {run / INDEX_FOLDER}; the run is damaged")
+        raise RunError(
+            f"{run / SPLIT_FILE}: {len(wanted) - len(cases)} of its cases are not in {run / INDEX_FOLDER}; the run is damaged"
+        )
     images = grouped.images[grouped.images["case_id"].isin(cases["case_id"])].reset_index(drop=True)
     folder = run / EVALUATION_FOLDER if split == "test" else run / EVALUATION_FOLDER / split
     return Subject(split, cases, images, index, folder, _dataset_warnings(manifest))
@@ -126,8 +145,12 @@ def _numbers(subject: Subject, cases: pd.DataFrame, model: TrainedModel, config:
     facts = model.facts
     done = cases["status"] == STATUS_OK
     if not done.any():
-        raise RunError(f"none of the {len(cases)} cases could be predicted; reasons are in {subject.folder / 'predictions.csv'}")
-    label = cases.loc[done, "label"].map({name: place for place, name in enumerate(facts.classes)}).to_numpy(dtype=np.int64)
+        raise RunError(
+            f"none of the {len(cases)} cases could be predicted; reasons are in {subject.folder / 'predictions.csv'}"
+        )
+    label = (
+        cases.loc[done, "label"].map({name: place for place, name in enumerate(facts.classes)}).to_numpy(dtype=np.int64)
+    )
     return evaluate_predictions(
         label,
         cases.loc[done, probability_columns(facts.classes)].to_numpy(),
@@ -144,7 +167,9 @@ def _record(subject: Subject, cases: pd.DataFrame, evaluation: Evaluation, model
     failed = int((cases["status"] != STATUS_OK).sum())
     warnings = [*subject.warnings, *evaluation.warnings]
     if failed:
-        warnings.append(f"{failed} of {len(cases)} cases could not be predicted and are not in the figures (predictions.csv says why)")
+        warnings.append(
+            f"{failed} of {len(cases)} cases could not be predicted and are not in the figures (predictions.csv says why)"
+        )
     if model.facts.notice:
         warnings.append(model.facts.notice)
     record = {"split": subject.name, "unit": model.facts.unit, **evaluation.to_json(), "failed": failed}
@@ -165,7 +190,9 @@ def _pictures(
     figures.gallery(folder / "gallery.png", _tiles(subject, done, images, model), note=note)
 
 
-def _roc_lines(subject: Subject, done: pd.DataFrame, evaluation: Evaluation, model: TrainedModel) -> list[figures.RocLine]:
+def _roc_lines(
+    subject: Subject, done: pd.DataFrame, evaluation: Evaluation, model: TrainedModel
+) -> list[figures.RocLine]:
     """One line for two classes; one against rest for each of more. Where it is not defined, the figure says so."""
     facts = model.facts
     patients = done["case_id"].map(subject.cases.set_index("case_id")["patient_key"]).to_numpy()
@@ -193,13 +220,20 @@ def _tiles(subject: Subject, done: pd.DataFrame, images: pd.DataFrame, model: Tr
         for result in predict_files(model, files, keep_shown=True, workers=0):
             if result.prepared is not None:
                 probability = float(case[f"p_{case['predicted']}"])
-                tiles.append(figures.Tile(heatmap_picture(model, result), case["label"], case["predicted"], probability))
+                tiles.append(
+                    figures.Tile(heatmap_picture(model, result), case["label"], case["predicted"], probability)
+                )
     return tiles
 
 
 def _gallery_cases(done: pd.DataFrame) -> pd.DataFrame:
     rank = done.groupby(["label", "predicted"]).cumcount()
-    return done.assign(rank=rank).sort_values("rank", kind="stable").head(GALLERY_TILES).sort_values(["label", "predicted"], kind="stable")
+    return (
+        done.assign(rank=rank)
+        .sort_values("rank", kind="stable")
+        .head(GALLERY_TILES)
+        .sort_values(["label", "predicted"], kind="stable")
+    )
 
 
 def heatmap_picture(model: TrainedModel, result: ImageResult) -> np.ndarray:
@@ -214,7 +248,9 @@ def heatmap_picture(model: TrainedModel, result: ImageResult) -> np.ndarray:
     return overlay(prepared.shown.astype(np.float32) / 255.0, evidence, model.facts.heatmap_scale)
 
 
-def summary_lines(record: dict[str, Any], names: Sequence[str] = ("accuracy", "sensitivity", "specificity", "f1", "auroc")) -> list[str]:
+def summary_lines(
+    record: dict[str, Any], names: Sequence[str] = ("accuracy", "sensitivity", "specificity", "f1", "auroc")
+) -> list[str]:
     """The main figures as text, each with its interval."""
     lines = [f"{record['split']}: {record['cases']} cases of {record['patients']} patients"]
     for name in names:
@@ -224,5 +260,7 @@ def summary_lines(record: dict[str, Any], names: Sequence[str] = ("accuracy", "s
         elif metric["low"] is None:
             lines.append(f"  {name:<12} {metric['value']:.3f}")
         else:
-            lines.append(f"  {name:<12} {metric['value']:.3f}  (95 % interval {metric['low']:.3f} to {metric['high']:.3f})")
+            lines.append(
+                f"  {name:<12} {metric['value']:.3f}  (95 % interval {metric['low']:.3f} to {metric['high']:.3f})"
+            )
     return lines

@@ -20,7 +20,9 @@ SCALE_PERCENTILE = 99.0
 """Of the positive evidence on the validation split: the colours' full scale, so that one freak cell does not dim all others."""
 
 
-def class_evidence(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+def class_evidence(
+    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shown: torch.Tensor
+) -> torch.Tensor:
     """Evidence (batch, cell rows, cell columns) for class `shown` (batch,) from `features` (batch, channels, cell rows, cell columns).
 
     Two classes: the logit margin of the shown class over the other. More: weights centred over the classes, because the
@@ -41,11 +43,20 @@ def heatmap_scale(evidence: Iterable[NDArray[np.float32]]) -> float:
 
 
 def evidence_in_source(
-    cells: NDArray[np.float32], geometry: Geometry, affine: NDArray[np.float64], source_shape: tuple[int, int], input_size: int
+    cells: NDArray[np.float32],
+    geometry: Geometry,
+    affine: NDArray[np.float64],
+    source_shape: tuple[int, int],
+    input_size: int,
 ) -> NDArray[np.float32]:
     """Evidence (rows, columns) on the source image, each cell where the network looks; 0 where the network saw nothing."""
     return map_back(
-        torch.from_numpy(cells), affine, source_shape, (input_size, input_size), geometry.cell_stride, geometry.cell_offset
+        torch.from_numpy(cells),
+        affine,
+        source_shape,
+        (input_size, input_size),
+        geometry.cell_stride,
+        geometry.cell_offset,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from pipeline.dataset import EpochSampler, TrainingImages, default_workers
 from pipeline.errors import RunError
 from pipeline.files import whole_file
 from pipeline.model import Classifier
-from pipeline.progress import say, track
+from pipeline.progress import say
 from pipeline.run import CHECKPOINT_FILE, HISTORY_FILE, write_table
 
 HISTORY_COLUMNS = [
@@ -96,7 +95,9 @@ class Fit:
             if self.schedule:
                 self.schedule.load_state_dict(state["schedule"])
         except (RuntimeError, KeyError, ValueError, EOFError) as error:
-            raise RunError(f"{path}: does not fit this configuration; train into another folder, or give the one it was begun with") from error
+            raise RunError(
+                f"{path}: does not fit this configuration; train into another folder, or give the one it was begun with"
+            ) from error
         self.history, self.best_weights = state["history"], state["best_weights"]
 
 
@@ -133,11 +134,15 @@ def _start(network: Classifier, settings: Training, run: Path) -> Fit:
     return Fit(network, optimizer, schedule, settings, run)
 
 
-def _run_epochs(state: Fit, training: TrainingImages, validation: TrainingImages, seed: int, device: torch.device, progress: bool) -> None:
+def _run_epochs(
+    state: Fit, training: TrainingImages, validation: TrainingImages, seed: int, device: torch.device, progress: bool
+) -> None:
     settings, on_gpu = state.settings, device.type == "cuda"
     classes = state.network.head.out_features
     loss = nn.CrossEntropyLoss(weight=_class_weights(training.labels, classes, settings.class_weights)).to(device)
-    options: dict[str, Any] = {"num_workers": min(default_workers(), GPU_LOADER_WORKERS), "pin_memory": True} if on_gpu else {}
+    options: dict[str, Any] = (
+        {"num_workers": min(default_workers(), GPU_LOADER_WORKERS), "pin_memory": True} if on_gpu else {}
+    )
     engine_options = {
         "device": device,
         "non_blocking": on_gpu,
@@ -161,7 +166,9 @@ def _run_epochs(state: Fit, training: TrainingImages, validation: TrainingImages
     last_alone = len(training) % settings.batch_size == 1  # batch norm cannot be trained on a single image
     trainer = SupervisedTrainer(
         max_epochs=settings.epochs,
-        train_data_loader=DataLoader(training, batch_size=settings.batch_size, sampler=sampler, drop_last=last_alone, **options),
+        train_data_loader=DataLoader(
+            training, batch_size=settings.batch_size, sampler=sampler, drop_last=last_alone, **options
+        ),
         network=state.network,
         optimizer=state.optimizer,
         loss_function=loss,
@@ -185,7 +192,9 @@ def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: F
 
     def begin(engine: Engine) -> None:
         began[0] = time.monotonic()
-        torch.manual_seed(seed * 100_003 + engine.state.epoch)  # dropout; a resumed epoch draws what it would have drawn
+        torch.manual_seed(
+            seed * 100_003 + engine.state.epoch
+        )  # dropout; a resumed epoch draws what it would have drawn
 
     def record(engine: Engine) -> None:
         row = _history_row(engine, evaluator, state.optimizer, time.monotonic() - began[0])
@@ -198,9 +207,13 @@ def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: F
         if state.schedule:
             state.schedule.step(row["val_loss"])
         if state.best_epoch == row["epoch"]:
-            state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in state.network.state_dict().items()}
+            state.best_weights = {
+                name: tensor.detach().cpu().clone() for name, tensor in state.network.state_dict().items()
+            }
         state.save()
-        write_table(state.run / HISTORY_FILE, pd.DataFrame(state.history, columns=HISTORY_COLUMNS).astype({"epoch": int}))
+        write_table(
+            state.run / HISTORY_FILE, pd.DataFrame(state.history, columns=HISTORY_COLUMNS).astype({"epoch": int})
+        )
         if progress:
             say(_line(row, state.settings.epochs))
         if state.ended:
@@ -211,7 +224,9 @@ def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: F
     trainer.add_event_handler(Events.EPOCH_COMPLETED, record)
 
 
-def _history_row(engine: Engine, evaluator: SupervisedEvaluator, optimizer: torch.optim.Optimizer, seconds: float) -> dict[str, float]:
+def _history_row(
+    engine: Engine, evaluator: SupervisedEvaluator, optimizer: torch.optim.Optimizer, seconds: float
+) -> dict[str, float]:
     images = engine.state.epoch_length * engine.data_loader.batch_size
     row = {
         "epoch": engine.state.epoch,
@@ -237,9 +252,13 @@ def _to_tensorboard(writer: SummaryWriter, row: dict[str, float]) -> None:
             writer.add_scalar(name, value, int(row["epoch"]))
 
 
-def _prepare_batch(batch: dict[str, torch.Tensor], device: torch.device, non_blocking: bool, **to: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _prepare_batch(
+    batch: dict[str, torch.Tensor], device: torch.device, non_blocking: bool, **to: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Images take the memory format, labels do not have one."""
-    return batch["image"].to(device, non_blocking=non_blocking, **to), batch["label"].to(device, non_blocking=non_blocking)
+    return batch["image"].to(device, non_blocking=non_blocking, **to), batch["label"].to(
+        device, non_blocking=non_blocking
+    )
 
 
 def _pred_and_label(output: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -247,8 +266,8 @@ def _pred_and_label(output: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torc
 
 
 def _losses(loss: nn.CrossEntropyLoss, output: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(batch,) losses, so that their mean over all batches is the mean over all images."""
-    return nn.functional.cross_entropy(output["pred"].float(), output["label"], weight=loss.weight, reduction="none")
+    """(batch, 1) losses: Average takes the first of two axes for the batch, so the mean is over all images."""
+    return nn.functional.cross_entropy(output["pred"].float(), output["label"], weight=loss.weight, reduction="none")[:, None]
 
 
 def _auroc(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -1,12 +1,12 @@
 """The index: one row for each image file of a source, one reject with its reason for everything else.
 
-Everything that a folder holds is in exactly one of the two tables. Rows are sorted by path (source.walk); nothing names a
-patient, but for paths, which stand as they are (`path_holds_identity` says which to mask elsewhere). Columns, their order
-and dtypes are `COLUMNS` and `REJECT_COLUMNS`, also where a table is empty.
+Everything that a folder holds is in exactly one of the two tables. Rows are sorted by path (entries.walk). Nothing names
+a patient, but for paths, which stand as they are (`path_holds_identity` says which to mask elsewhere). Columns, their
+order and dtypes are `COLUMNS` and `REJECT_COLUMNS`, also where a table is empty.
 
-`collision` is about files that share a SOPInstanceUID, also across sources. '': none, or the first path of files that are
-all the same byte for byte; 'duplicate': each further one of those; 'conflict': each file of a group whose files are not
-all the same, the same image in another transfer syntax included.
+`collision` is about files that share a SOPInstanceUID, also across sources. '': none, or the first path of files that
+are all the same byte for byte; 'duplicate': each further one of those; 'conflict': each file of a group whose files are
+not all the same, the same image in another transfer syntax included.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 
 from pipeline.dicom.directory import listed_files
 from pipeline.dicom.header import FLAG, HEADER_COLUMNS, INTEGER, REAL, TEXT
+from pipeline.entries import Entry, content_digest, read_entry, walk
 from pipeline.errors import RejectReason, SourceError
 from pipeline.files import whole_file, write_whole
 from pipeline.identity import IdentityKey
 from pipeline.progress import track
-from pipeline.source import Entry, content_digest, read_entry, walk
 from pipeline.summary import summarise
 from pipeline.work import Failure, WorkerPool
 
@@ -68,7 +68,7 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class Index:
-    """`table`: one row an image file (`COLUMNS`). `rejects`: one row for all else. `roots`: source → folder of its paths."""
+    """`table`: a row an image file (`COLUMNS`). `rejects`: a row for all else. `roots`: source → its folder."""
 
     table: pd.DataFrame
     rejects: pd.DataFrame
@@ -81,8 +81,8 @@ def index_source(
 ) -> Index:
     """Accounts for every file of a folder, a single file, or a DICOMDIR with its folder.
 
-    `name` is the source's name in the tables, by default its folder's. Of a DICOMDIR the files that it lists and that are
-    not there are rejects (`missing`); files it does not list are indexed all the same, and counted in the summary.
+    `name` is the source's name in the tables, by default its folder's. Of a DICOMDIR the files that it lists and that
+    are not there are rejects (`missing`); files it does not list are indexed all the same, and counted in the summary.
     `workers`: processes, by default one a CPU; 0 reads in this process, without a budget of time and memory.
     Raises SourceError where there is nothing to read.
     """
@@ -208,7 +208,7 @@ def _encodable(path: str) -> str:
 
 
 def _with_collisions(table: pd.DataFrame, roots: Mapping[str, Path], pool: WorkerPool) -> pd.DataFrame:
-    """The table with `collision` as the module says. Only files that could be duplicates are read: same UID, same size."""
+    """The table with `collision` as the module says. Only possible duplicates are read: same UID and same size."""
     collision = pd.Series("", index=table.index, dtype=table["collision"].dtype)
     known = table[table["sop_instance_uid"].notna()]
     shared = known[known.duplicated("sop_instance_uid", keep=False)]
@@ -221,14 +221,14 @@ def _with_collisions(table: pd.DataFrame, roots: Mapping[str, Path], pool: Worke
     digests = [digest if isinstance(digest, str) else str(file) for file, digest in outcomes]
     contents = pd.Series(digests, index=alike.index, dtype=object)
     for _, group in contents.groupby(alike["sop_instance_uid"]):
-        if group.nunique() == 1:
+        if (group == group.iloc[0]).all():
             collision[group.index] = "duplicate"
             collision[group.index[0]] = ""
     return table.assign(collision=collision)
 
 
 def write_index(index: Index, out: Path) -> None:
-    """`rejects.csv`, `summary.json` and `index.parquet` (zstd, `SCHEMA`) into the folder `out`, each whole, in this order."""
+    """`rejects.csv`, `summary.json`, then `index.parquet` (zstd, `SCHEMA`) into the folder `out`, each whole."""
     write_whole(out / REJECTS_FILE, index.rejects.to_csv(index=False, lineterminator="\n"))
     write_whole(out / SUMMARY_FILE, json.dumps(index.summary, indent=2, ensure_ascii=False) + "\n")
     with whole_file(out / INDEX_FILE) as file:

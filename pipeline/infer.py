@@ -15,13 +15,21 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.cases import Cases, group_images
+from pipeline.dataset import image_files
 from pipeline.deliver import Case, Delivery, case_content
 from pipeline.errors import ConfigError
-from pipeline.dataset import image_files
-from pipeline.index import Index, write_rejects
+from pipeline.index import Index
 from pipeline.manifest import open_source
 from pipeline.predict import (
-    STATUS_OK, ImageResult, TrainedModel, case_table, image_table, load_model, predict_files, probability_columns, scope_reason,
+    STATUS_OK,
+    ImageResult,
+    TrainedModel,
+    case_table,
+    image_table,
+    load_model,
+    predict_files,
+    probability_columns,
+    scope_reason,
 )  # fmt: skip
 from pipeline.progress import track
 from pipeline.run import read_config, write_table
@@ -54,7 +62,13 @@ class InferenceSummary:
 
 
 def infer(
-    run: Path, source: str, out: Path, *, write: tuple[str, ...] = WRITABLE, root: Path | None = None, progress: bool = True
+    run: Path,
+    source: str,
+    out: Path,
+    *,
+    write: tuple[str, ...] = WRITABLE,
+    root: Path | None = None,
+    progress: bool = True,
 ) -> InferenceSummary:
     """Predicts every case of `source` and writes tables and objects to `out`."""
     unknown = sorted(set(write) - set(WRITABLE))
@@ -64,17 +78,26 @@ def infer(
     opened = open_source(source, root)
     for _, place in opened.places:
         if out.resolve().is_relative_to(place.resolve()):
-            raise ConfigError(f"--out {out} lies inside the source {place}; give a folder outside, so that results never become input")
+            raise ConfigError(
+                f"--out {out} lies inside the source {place}; give a folder outside, so that results never become input"
+            )
     index = opened.index(progress=progress)
     facts = opened.manifest.facts if opened.manifest else {}
     # Single images are all predicted, and marked where a rule of the training leaves them out; those rules choose the images of a
     # series or study.
     grouped = group_images(
-        index, model.facts.unit, model.facts.rules, drop_collisions=False, facts=facts, keep_all=model.facts.unit == "image"
+        index,
+        model.facts.unit,
+        model.facts.rules,
+        drop_collisions=False,
+        facts=facts,
+        keep_all=model.facts.unit == "image",
     )
     out.mkdir(parents=True, exist_ok=True)
     delivery = Delivery(out, model, config.output)
-    results, problems = _predict_and_deliver(model, index, grouped, delivery if write else None, config.output.key_images, progress)
+    results, problems = _predict_and_deliver(
+        model, index, grouped, delivery if write else None, config.output.key_images, progress
+    )
     return _write_tables(out, index, grouped, results, problems, model, delivery)
 
 
@@ -116,21 +139,30 @@ def _with_key_images(results: Iterable[ImageResult], count: int) -> tuple[list[I
 
 def _case(case_id: str, results: list[ImageResult], model: TrainedModel, out_of_scope: str) -> Case:
     probabilities = pd.DataFrame(
-        [result.probabilities for result in results if result.probabilities is not None], columns=probability_columns(model.facts.classes)
+        [result.probabilities for result in results if result.probabilities is not None],
+        columns=probability_columns(model.facts.classes),
     ).mean()
     predicted = model.decide(probabilities.to_numpy()[None])[0]
-    return Case(case_id, predicted, float(probabilities[f"p_{predicted}"]), len(results), case_content(results), out_of_scope)
+    return Case(
+        case_id, predicted, float(probabilities[f"p_{predicted}"]), len(results), case_content(results), out_of_scope
+    )
 
 
 def _write_tables(
-    out: Path, index: Index, grouped: Cases, results: list[ImageResult], problems: dict[str, str], model: TrainedModel, delivery: Delivery
+    out: Path,
+    index: Index,
+    grouped: Cases,
+    results: list[ImageResult],
+    problems: dict[str, str],
+    model: TrainedModel,
+    delivery: Delivery,
 ) -> InferenceSummary:
     images = image_table(grouped.images, results, model)
     cases = case_table(grouped.cases, images, model)
     problem = cases["case_id"].map(problems).fillna("")
     cases.loc[problem != "", "status"] = STATUS_NO_OBJECT
     cases["reason"] = cases["reason"].where(problem == "", problem)
-    write_rejects(index, out / "rejects.csv")
+    write_table(out / "rejects.csv", index.rejects)
     write_table(out / "exclusions.csv", grouped.exclusions)
     write_table(out / "image_predictions.csv", images)
     write_table(out / "predictions.csv", cases)

@@ -46,6 +46,7 @@ class Source(Settings):
     """A folder, a file or a DICOMDIR; relative to the root."""
     name: str = ""
     """How tables call it; the path where empty."""
+
     @property
     def label(self) -> str:
         return self.name or self.path
@@ -199,7 +200,7 @@ class OpenedSource:
     """A SOURCE, resolved: its manifest (None for a bare folder or file), the root of relative paths, and the project's folder."""
 
     manifest: Manifest | None
-    places: tuple[tuple[str, Path], ...]
+    places: tuple[tuple[str | None, Path], ...]
     root: Path
     folder: Path
     """Of the manifest: a sheet may lie here; the project's key does."""
@@ -211,7 +212,9 @@ class OpenedSource:
     def index(self, key: IdentityKey | None = None, *, workers: int | None = None, progress: bool = False) -> Index:
         """Every file of the source accounted for. Without a key the hashes hold for this call only."""
         key = key or ephemeral_key()
-        parts = [index_source(place, key=key, name=name, workers=workers, progress=progress) for name, place in self.places]
+        parts = [
+            index_source(place, key=key, name=name, workers=workers, progress=progress) for name, place in self.places
+        ]
         return merge(parts) if len(parts) > 1 else parts[0]
 
 
@@ -219,10 +222,12 @@ def open_source(name_or_path: str, root: Path | None = None) -> OpenedSource:
     """A folder or file as it is; a manifest (path or shipped name) with its places under the root."""
     given = Path(name_or_path)
     if given.exists() and given.suffix not in (".yaml", ".yml"):
-        return OpenedSource(None, ((given.resolve().name, given),), given, Path.cwd())
+        return OpenedSource(None, ((None, given),), given, Path.cwd())
     looks_like_path = os.sep in name_or_path or given.suffix not in ("", ".yaml", ".yml")
     if looks_like_path and given.suffix not in (".yaml", ".yml"):
-        raise SourceError(f"{given}: no such file or folder; expected an export folder, a DICOMDIR, an image or a manifest")
+        raise SourceError(
+            f"{given}: no such file or folder; expected an export folder, a DICOMDIR, an image or a manifest"
+        )
     path = find_shipped("data_manifests", name_or_path)
     return open_manifest(path, root)
 
@@ -239,7 +244,10 @@ def open_manifest(path: Path, root: Path | None = None) -> OpenedSource:
         raise SourceError(
             f"{path}: its source {missing[0]} is not there; give the folder that holds it with --root DIR or {ROOT_VARIABLE}"
         )
-    shipped = any(own == folder.resolve() for folder in (Path(__file__).parent / "data_manifests", Path(__file__).parent.parent / "data_manifests"))
+    shipped = any(
+        own == folder.resolve()
+        for folder in (Path(__file__).parent / "data_manifests", Path(__file__).parent.parent / "data_manifests")
+    )
     return OpenedSource(manifest, places, base, Path.cwd() if shipped else own)
 
 
@@ -249,4 +257,6 @@ def find_sheet(sheet: Sheet, opened: OpenedSource) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise ConfigError(f"label sheet {sheet.path}: looked for {' and '.join(str(path) for path in candidates)}; neither is there")
+    raise ConfigError(
+        f"label sheet {sheet.path}: looked for {' and '.join(str(path) for path in candidates)}; neither is there"
+    )

@@ -75,7 +75,11 @@ class Classifier(nn.Module):
     def __init__(self, network: Network, classes: int) -> None:
         super().__init__()
         self.backbone = ARCHITECTURES[network.architecture](
-            spatial_dims=2, n_input_channels=network.channels, num_classes=classes, conv1_t_stride=2, bias_downsample=False
+            spatial_dims=2,
+            n_input_channels=network.channels,
+            num_classes=classes,
+            conv1_t_stride=2,
+            bias_downsample=False,
         )
         self.dropout = nn.Dropout(network.dropout)
         self.geometry = RESNET_GEOMETRY
@@ -135,13 +139,21 @@ def build_classifier(network: Network, classes: int) -> tuple[Classifier, Weight
 def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
     """A state dict from safetensors or from a torch file, without running code from it."""
     if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file; give none, imagenet, a .safetensors or .pth file, or a run's folder")
+        raise WeightsError(
+            f"{path}: no such weights file; give none, imagenet, a .safetensors or .pth file, or a run's folder"
+        )
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: not a weights file that can be read: {type(error).__name__}") from error
     except Exception as error:  # pickle.UnpicklingError, and whatever a hostile pickle makes the safe loader raise
-        raise WeightsError(f"{path}: refused: it holds more than tensors ({type(error).__name__}); save a plain state dict") from error
+        raise WeightsError(
+            f"{path}: refused: it holds more than tensors ({type(error).__name__}); save a plain state dict"
+        ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -159,12 +171,17 @@ def load_backbone(classifier: Classifier, state: Mapping[str, torch.Tensor], whe
     conv = state.get("conv1.weight")
     if conv is not None and conv.shape[1] == 3 and own["conv1.weight"].shape[1] == 1:
         state = fold_to_gray(state)
-    missing = sorted(name for name in own if name not in state and not name.startswith("fc.") and "num_batches" not in name)
+    missing = sorted(
+        name for name in own if name not in state and not name.startswith("fc.") and "num_batches" not in name
+    )
     unknown = sorted(name for name in state if name not in own)
     misshaped = sorted(name for name in state if name in own and state[name].shape != own[name].shape)
     if missing or unknown or misshaped:
-        facts = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in
-                 (("missing", missing), ("unknown", unknown), ("of another shape", misshaped)) if names]
+        facts = [
+            f"{len(names)} {kind} (first: {names[0]})"
+            for kind, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshaped))
+            if names
+        ]
         raise WeightsError(f"{where}: does not fit this network: {'; '.join(facts)}; is it for another architecture?")
     classifier.backbone.load_state_dict(state, strict=False)
 
@@ -202,7 +219,9 @@ def fetch(download: Download) -> Path:
                     f"a proxy may have changed it: {advice}"
                 )
     except (urllib.error.URLError, OSError) as error:
-        raise WeightsError(f"{download.url}: cannot be downloaded ({getattr(error, 'reason', error)}); {advice}") from error
+        raise WeightsError(
+            f"{download.url}: cannot be downloaded ({getattr(error, 'reason', error)}); {advice}"
+        ) from error
     return target
 
 

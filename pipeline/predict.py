@@ -69,10 +69,11 @@ class TrainedModel:
             logits = self.network.classify(features)
             probabilities = torch.softmax(logits.double() / self.facts.temperature, dim=1)
             positive = self.facts.positive_index
-            shown = logits.argmax(dim=1) if positive is None else torch.full((len(logits),), positive, device=logits.device)
+            shown = (
+                logits.argmax(dim=1) if positive is None else torch.full((len(logits),), positive, device=logits.device)
+            )
             evidence = class_evidence(features, self.network.head.weight, self.network.head.bias, shown)
         return Predicted(probabilities.cpu().numpy(), evidence.float().cpu().numpy(), shown.cpu().numpy())
-
 
     def decide(self, probabilities: NDArray[np.float64]) -> list[str]:
         """Each row's class (n, classes): by the threshold for two classes, the most probable of more; '' for NaN."""
@@ -117,7 +118,12 @@ def predict_files(
                 continue
             assert predicted is not None
             yield ImageResult(
-                file, None, outcome, predicted.probabilities[position], predicted.evidence[position], int(predicted.shown[position])
+                file,
+                None,
+                outcome,
+                predicted.probabilities[position],
+                predicted.evidence[position],
+                int(predicted.shown[position]),
             )
             position += 1
 
@@ -177,7 +183,9 @@ def case_table(cases: pd.DataFrame, images: pd.DataFrame, model: TrainedModel) -
     mean = by_case[columns].mean().reindex(ids).to_numpy()
     failed = images["status"].eq(STATUS_FAILED).groupby(images["case_id"], sort=False).sum().reindex(ids).to_numpy()
     total = by_case.size().reindex(ids).to_numpy()
-    first_reason = images[images["reason"] != ""].groupby("case_id", sort=False)["reason"].first().reindex(ids).fillna("")
+    first_reason = (
+        images[images["reason"] != ""].groupby("case_id", sort=False)["reason"].first().reindex(ids).fillna("")
+    )
     table = cases[["case_id", *UID_COLUMNS, "path"]].reset_index(drop=True)
     table["label"] = cases["label"].to_numpy() if "label" in cases else ""
     table["predicted"] = model.decide(mean)
@@ -193,7 +201,10 @@ def case_table(cases: pd.DataFrame, images: pd.DataFrame, model: TrainedModel) -
 
 def scope_of(images: pd.DataFrame) -> dict[str, list[str]]:
     """What a model trained on `images` has seen: file formats and, for what headers (or the manifest's facts) tell, the values."""
-    seen = {column: sorted({str(value) for value in images[column].dropna() if str(value)}) for column in ("format", *SCOPE_COLUMNS)}
+    seen = {
+        column: sorted({str(value) for value in images[column].dropna() if str(value)})
+        for column in ("format", *SCOPE_COLUMNS)
+    }
     return {column: values for column, values in seen.items() if values}
 
 
@@ -210,7 +221,9 @@ def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]]) -> pd.Series
         value = images[column].fillna("").astype(str)
         outside = ~raster & ~value.isin(scope[column]) & (reason == "")
         trained = ", ".join(scope[column])
-        reason.loc[outside] = f"out of scope: {column} is " + value[outside].replace("", "not known") + f", trained on {trained}"
+        reason.loc[outside] = (
+            f"out of scope: {column} is " + value[outside].replace("", "not known") + f", trained on {trained}"
+        )
     broken = ~raster & (images["rule"] != "") & (reason == "")
     reason.loc[broken] = "out of scope: the training left such images out (" + images.loc[broken, "rule"] + ")"
     if not raster_seen:

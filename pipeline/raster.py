@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from pipeline.errors import Rejected, RejectReason
-from pipeline.regular_file import open_regular
+from pipeline.files import open_regular
 
 if TYPE_CHECKING:
     from transforms.intensity import Pixels
@@ -32,7 +32,7 @@ MAX_RASTER_BYTES = 256 * 2**20
 """Of one decoded image, colour and alpha included: the budget of a DICOM frame."""
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""ITU-R BT.601, as for colour DICOM."""
+"""ITU-R BT.601, which is also the Y of YBR_FULL (PS3.3 C.7.6.3.1.2)."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = struct.pack(">L4sL", 0, b"IEND", 0xAE426082)
@@ -110,7 +110,16 @@ def read_raster(path: Path, frame: int = 0) -> Pixels:
         samples, white = (
             _decode_png(file) if header.format == "png" else _decode_with_pillow(file, header.format, frame)
         )
-    return Pixels(_gray(samples, white), PixelUnit.FRACTION)
+    return Pixels(luma(samples, white), PixelUnit.FRACTION)
+
+
+def luma(samples: NDArray[Any], white: float) -> NDArray[np.float32]:
+    """(rows, columns) or (rows, columns, samples) → gray fractions of `white`; one or two samples are gray and alpha."""
+    if samples.ndim == 2 or samples.shape[2] < 3:
+        gray = samples if samples.ndim == 2 else samples[..., 0]
+        return np.asarray(gray.astype(np.float32) / np.float32(white), dtype=np.float32)
+    weighted = samples[..., :3].astype(np.float32) @ LUMA
+    return np.minimum(weighted / np.float32(white), np.float32(1.0))  # the weights' sum exceeds 1 by rounding
 
 
 def _read_header(file: BinaryIO) -> RasterHeader | None:
@@ -235,14 +244,6 @@ def _decode_with_pillow(file: BinaryIO, format_name: str, frame: int) -> tuple[N
             image = image.convert("RGB")
         samples = np.asarray(image)
     return samples if turn is None else turn(samples), white
-
-
-def _gray(samples: NDArray[Any], white: int) -> NDArray[np.float32]:
-    if samples.ndim == 2:
-        return samples.astype(np.float32) / np.float32(white)
-    if samples.shape[2] < 3:
-        return samples[..., 0].astype(np.float32) / np.float32(white)
-    return np.asarray(samples[..., :3] @ LUMA / np.float32(white), dtype=np.float32)
 
 
 @contextmanager

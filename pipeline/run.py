@@ -119,7 +119,8 @@ def read_model(run: Path) -> ModelFacts:
     if not path.is_file():
         started = (run / CONFIG_FILE).is_file()
         raise RunError(
-            f"{run}: no {MODEL_FILE}; " + ("its training has not ended: radloop train --resume" if started else "not a run of radloop train")
+            f"{run}: no {MODEL_FILE}; "
+            + ("its training has not ended: radloop train --resume" if started else "not a run of radloop train")
         )
     try:
         facts = parse_settings(ModelFacts, json.loads(path.read_text()), str(path))
@@ -131,7 +132,9 @@ def read_model(run: Path) -> ModelFacts:
     with weights.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != facts.weights_sha256:
-        raise RunError(f"{weights}: its sha256 is not the one in {MODEL_FILE}; these are other weights, or the file is damaged")
+        raise RunError(
+            f"{weights}: its sha256 is not the one in {MODEL_FILE}; these are other weights, or the file is damaged"
+        )
     return facts
 
 
@@ -154,7 +157,17 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def write_environment(run: Path, device: torch.device) -> None:
     """Versions that the figures depend on; no host or user names."""
-    names = ("torch", "monai", "pytorch-ignite", "numpy", "pandas", "pydicom", "imagecodecs", "highdicom", "scikit-learn")
+    names = (
+        "torch",
+        "monai",
+        "pytorch-ignite",
+        "numpy",
+        "pandas",
+        "pydicom",
+        "imagecodecs",
+        "highdicom",
+        "scikit-learn",
+    )
     environment = {
         "radloop": pipeline.__version__,
         "python": platform.python_version(),

@@ -43,11 +43,15 @@ def check_split(table: pd.DataFrame) -> None:
     """RunError where one patient stands in two splits, or a split's name is unknown."""
     unknown = set(table["split"]) - set(SPLITS)
     if unknown:
-        raise RunError(f"split.csv: {', '.join(map(str, sorted(unknown, key=str)))} is no split; expected {', '.join(SPLITS)}")
+        raise RunError(
+            f"split.csv: {', '.join(map(str, sorted(unknown, key=str)))} is no split; expected {', '.join(SPLITS)}"
+        )
     splits = table.groupby("patient_key")["split"].nunique()
     shared = int((splits > 1).sum())
     if shared:
-        raise RunError(f"split.csv: {shared} patient(s) stand in more than one split; the figures would be wrong, so nothing is done")
+        raise RunError(
+            f"split.csv: {shared} patient(s) stand in more than one split; the figures would be wrong, so nothing is done"
+        )
 
 
 def _rank(patient: str, seed: int) -> str:

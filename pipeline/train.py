@@ -17,7 +17,15 @@ import pipeline
 from pipeline.cache import prepared_images
 from pipeline.cases import Cases, group_images, label_cases
 from pipeline.config import Config, digest
-from pipeline.dataset import Preparer, TrainingImages, image_files, input_chain, input_statistics, training_chain, window_of
+from pipeline.dataset import (
+    Preparer,
+    TrainingImages,
+    image_files,
+    input_chain,
+    input_statistics,
+    training_chain,
+    window_of,
+)
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import heatmap_scale
 from pipeline.fit import Fit, fit
@@ -27,8 +35,19 @@ from pipeline.model import Classifier, WeightsOrigin, build_classifier
 from pipeline.predict import batched, pick_device, scope_of, trained_model
 from pipeline.progress import say
 from pipeline.run import (
-    CHECKPOINT_FILE, CONFIG_FILE, EXCLUSIONS_FILE, INDEX_FOLDER, MODEL_FILE, SPLIT_FILE,
-    ModelFacts, read_config, read_table, write_environment, write_model, write_settings, write_table,
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    EXCLUSIONS_FILE,
+    INDEX_FOLDER,
+    MODEL_FILE,
+    SPLIT_FILE,
+    ModelFacts,
+    read_config,
+    read_table,
+    write_environment,
+    write_model,
+    write_settings,
+    write_table,
 )  # fmt: skip
 from pipeline.split import check_split, split_cases
 from transforms.intensity import describe_unit_range
@@ -44,7 +63,9 @@ class Part:
     labels: NDArray[np.int64]
 
 
-def train(config: Config, out: Path, *, root: Path | None = None, resume: bool = False, progress: bool = True) -> ModelFacts:
+def train(
+    config: Config, out: Path, *, root: Path | None = None, resume: bool = False, progress: bool = True
+) -> ModelFacts:
     """Trains what `config` says into the run folder `out`; returns the facts of the model, which is then on disk.
 
     Raises ConfigError, SourceError, WeightsError or RunError with one message that says what to do.
@@ -52,7 +73,9 @@ def train(config: Config, out: Path, *, root: Path | None = None, resume: bool =
     _check_folder(out, config, resume)
     opened = open_source(config.manifest, root)
     if opened.manifest is None:
-        raise ConfigError(f"{config.manifest}: training needs a manifest (labels, patients, split); this is a bare source")
+        raise ConfigError(
+            f"{config.manifest}: training needs a manifest (labels, patients, split); this is a bare source"
+        )
     torch.manual_seed(config.seed)
     network, origin = build_classifier(config.network, len(opened.manifest.classes))
     device = pick_device()
@@ -85,9 +108,15 @@ def _check_folder(out: Path, config: Config, resume: bool) -> None:
         if not resume:
             raise RunError(f"{out}: holds a training that was begun; go on with --resume, or give another --out")
         begun = read_config(out)
-        same = {"training": begun.training.model_copy(update={"epochs": config.training.epochs, "max_minutes": config.training.max_minutes})}
+        same = {
+            "training": begun.training.model_copy(
+                update={"epochs": config.training.epochs, "max_minutes": config.training.max_minutes}
+            )
+        }
         if digest(begun.model_copy(update=same)) != digest(config):
-            raise RunError(f"{out}: was begun with another configuration ({out / CONFIG_FILE}); only epochs and max_minutes may differ")
+            raise RunError(
+                f"{out}: was begun with another configuration ({out / CONFIG_FILE}); only epochs and max_minutes may differ"
+            )
     elif resume and not (out / CHECKPOINT_FILE).exists():
         say(f"{out}: nothing to resume, starting")
     out.mkdir(parents=True, exist_ok=True)
@@ -127,14 +156,28 @@ def _prepare(
         ids = split.loc[split["split"] == name, "case_id"]
         rows = cases.images[cases.images["case_id"].isin(ids)].reset_index(drop=True)
         files = image_files(rows, index.roots)
-        prepared = prepared_images(out / CACHE_FOLDER, files, Preparer(config.preprocessing), what=f"preparing {name} images", progress=progress)
+        prepared = prepared_images(
+            out / CACHE_FOLDER,
+            files,
+            Preparer(config.preprocessing),
+            what=f"preparing {name} images",
+            progress=progress,
+        )
         usable = prepared.usable
-        labels = rows["label"].map({label: place for place, label in enumerate(manifest.classes)}).to_numpy(dtype=np.int64)
+        labels = (
+            rows["label"].map({label: place for place, label in enumerate(manifest.classes)}).to_numpy(dtype=np.int64)
+        )
         absent = [label for place, label in enumerate(manifest.classes) if place not in labels[usable]]
         if absent:
-            raise ConfigError(f"no image of class {absent[0]} in the {name} split can be decoded; see the reasons with radloop index")
+            raise ConfigError(
+                f"no image of class {absent[0]} in the {name} split can be decoded; see the reasons with radloop index"
+            )
         failed = rows.loc[prepared.failures["position"], ["source", "path"]].reset_index(drop=True)
-        excluded.append(failed.assign(rule=["cannot be decoded: " + reason for reason in prepared.failures["reason"]]).drop_duplicates())
+        excluded.append(
+            failed.assign(
+                rule=["cannot be decoded: " + reason for reason in prepared.failures["reason"]]
+            ).drop_duplicates()
+        )
         images = prepared.images if usable.all() else prepared.images[usable]
         parts.append(Part(images, labels[usable]))
     return parts[0], parts[1], pd.concat(excluded, ignore_index=True)
@@ -188,6 +231,8 @@ def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigi
 def _announce(split: pd.DataFrame, training: Part, validation: Part, device: torch.device) -> None:
     counts = split.groupby("split")["case_id"].nunique()
     patients = split.groupby("split")["patient_key"].nunique()
-    parts = ", ".join(f"{name} {counts[name]} cases of {patients[name]} patients" for name in ("train", "validation", "test"))
+    parts = ", ".join(
+        f"{name} {counts[name]} cases of {patients[name]} patients" for name in ("train", "validation", "test")
+    )
     say(f"split: {parts}")
     say(f"training on {len(training.labels)} images, validating on {len(validation.labels)}, on {device.type}")

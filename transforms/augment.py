@@ -30,9 +30,19 @@ def augment_transforms(
         transforms.append(RandFlipd(keys, prob=flip_vertical, spatial_axis=0))
     if zoom > 0:
         transforms.append(
-            RandZoomd(keys, prob=1.0, min_zoom=1 - zoom, max_zoom=1 + zoom, mode="bilinear", padding_mode="constant", keep_size=True)
+            RandZoomd(
+                keys,
+                prob=1.0,
+                min_zoom=1 - zoom,
+                max_zoom=1 + zoom,
+                mode="bilinear",
+                padding_mode="constant",
+                keep_size=True,
+            )
         )
     if shift > 0:
         reach = shift * size
-        transforms.append(RandAffined(keys, prob=1.0, translate_range=(reach, reach), mode="bilinear", padding_mode="zeros"))
+        transforms.append(
+            RandAffined(keys, prob=1.0, translate_range=(reach, reach), mode="bilinear", padding_mode="zeros")
+        )
     return transforms

@@ -50,7 +50,9 @@ def train_chain(
         keys, size, flip_horizontal=flip_horizontal, flip_vertical=flip_vertical, zoom=zoom, shift=shift
     )
     steps = [Compose(spatial, lazy=True)] if spatial else []
-    return Compose([EnsureTyped(keys, track_meta=True), *steps, Standardized(keys, mean, std), EnsureTyped(keys, track_meta=False)])
+    return Compose(
+        [EnsureTyped(keys, track_meta=True), *steps, Standardized(keys, mean, std), EnsureTyped(keys, track_meta=False)]
+    )
 
 
 def evaluate_chain(*, mean: Sequence[float], std: Sequence[float], keys: str = KEY) -> Compose:

@@ -140,7 +140,9 @@ def describe_unit_range(window: Voi) -> dict[str, str]:
 
 def to_metatensor(pixels: Pixels) -> MetaTensor:
     """A MetaTensor (1, rows, columns) whose meta carries the `Pixels`; its affine maps array indices to source pixels (identity)."""
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(pixels.values))[None], affine=torch.eye(4), meta={"pixels": pixels})
+    return MetaTensor(
+        torch.from_numpy(np.ascontiguousarray(pixels.values))[None], affine=torch.eye(4), meta={"pixels": pixels}
+    )
 
 
 class UnitRanged(MapTransform):
@@ -158,7 +160,7 @@ class UnitRanged(MapTransform):
             if pixels is None:
                 raise ValueError("UnitRanged needs a MetaTensor made by to_metatensor: its meta has no 'pixels'")
             shown = torch.from_numpy(to_unit_range(pixels, self.window))[None]
-            meta = {name: value for name, value in image.meta.items() if name != "pixels"}
+            meta = {name: value for name, value in image.meta.items() if name not in ("pixels", "affine")}
             result[key] = MetaTensor(shown, affine=image.affine, meta=meta)
         return result
 
@@ -178,7 +180,9 @@ class MinMaxd(MapTransform):
 class Standardized(MapTransform):
     """Repeats a gray image over the channels and applies (x - mean) / std channel by channel."""
 
-    def __init__(self, keys: KeysCollection, mean: Sequence[float], std: Sequence[float], allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, mean: Sequence[float], std: Sequence[float], allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(mean) != len(std) or min(std) <= 0:
             raise ValueError("mean and std need one entry a channel, std above 0")

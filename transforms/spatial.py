@@ -6,7 +6,8 @@ Axes: (channels, rows, columns); an affine works on (row, column) indices of pix
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,24 +27,28 @@ def resize_chain(keys: KeysCollection, size: int, mode: ResizeMode) -> list[MapT
     if mode == "stretch":
         return [Resized(keys, (size, size), mode="bilinear", anti_aliasing=True)]
     if mode == "fit":
-        return [Resized(keys, size, size_mode="longest", mode="bilinear", anti_aliasing=True), SpatialPadd(keys, (size, size), value=0.0)]
+        return [
+            Resized(keys, size, size_mode="longest", mode="bilinear", anti_aliasing=True),
+            SpatialPadd(keys, (size, size), value=0.0),
+        ]
     return [ShorterSided(keys, size), CenterSpatialCropd(keys, (size, size))]
 
 
 class ShorterSided(Resized):
-    """Resizes so that the shorter side has `size` pixels (MONAI's `size_mode` knows only the longest)."""
+    """Resizes so that the shorter side has `size` pixels (MONAI's `size_mode` knows only the longest); invertible as Resized is."""
 
     def __init__(self, keys: KeysCollection, size: int) -> None:
         super().__init__(keys, (size, size), mode="bilinear", anti_aliasing=True)
         self.shorter = size
 
-    def __call__(self, data: dict, lazy: bool | None = None) -> dict:  # type: ignore[override, type-arg]
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
-            rows, columns = result[key].shape[-2:]
-            factor = self.shorter / min(rows, columns)
-            target = (max(self.shorter, round(rows * factor)), max(self.shorter, round(columns * factor)))
-            result.update(Resized(key, target, mode="bilinear", anti_aliasing=True)({key: result[key]}, lazy=lazy))
+            sides = result[key].shape[-2:]
+            factor = self.shorter / min(sides)
+            # MONAI's inverse wants the very transform that was applied, so the size changes and not the object.
+            self.resizer.spatial_size = tuple(max(self.shorter, round(side * factor)) for side in sides)
+            result[key] = self.resizer(result[key], lazy=lazy)
         return result
 
 
@@ -67,7 +72,9 @@ def map_back(
     takes input pixels to source pixels, so its inverse takes each source pixel to its place among the cells. Beyond the
     outermost centres the outermost value holds. What lies outside the input (cropped away) is 0: the network never saw it.
     """
-    rows, columns = np.meshgrid(*(np.arange(side, dtype=np.float64) for side in source_shape), indexing="ij", sparse=True)
+    rows, columns = np.meshgrid(
+        *(np.arange(side, dtype=np.float64) for side in source_shape), indexing="ij", sparse=True
+    )
     inverse = np.linalg.inv(affine[:, :2])
     rows, columns = rows - affine[0, 2], columns - affine[1, 2]
     in_input = [inverse[axis, 0] * rows + inverse[axis, 1] * columns for axis in (0, 1)]
@@ -75,9 +82,15 @@ def map_back(
         torch.from_numpy((2.0 * (place - cell_offset) / cell_stride / max(count - 1, 1) - 1.0).astype(np.float32))
         for place, count in zip(in_input, cells.shape, strict=True)
     ]
-    where = torch.stack([grid[1], grid[0]], dim=-1)[None]  # grid_sample wants (x, y); -1 and 1 are the outermost cell centres
+    where = torch.stack([grid[1], grid[0]], dim=-1)[
+        None
+    ]  # grid_sample wants (x, y); -1 and 1 are the outermost cell centres
     sampled = torch.nn.functional.grid_sample(
-        cells.detach().to("cpu", torch.float32)[None, None], where, mode="bilinear", padding_mode="border", align_corners=True
+        cells.detach().to("cpu", torch.float32)[None, None],
+        where,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
     )
     seen = np.ones(source_shape, dtype=bool)
     for place, side in zip(in_input, input_shape, strict=True):

@@ -1,18 +1,21 @@
 """The drawn chest: where each organ of a phantom lies, and what it measures in Hounsfield units. Arrays only, no DICOM.
 
-Coordinates are millimetres in the patient's LPS axes: x to the left, y to the back, z to the head; (0, 0, 0) is the middle of
-the chest at the level of the pulmonary arteries. Distances are negative inside a shape, approximate away from its border.
+Coordinates are millimetres in the patient's LPS axes: x to the left, y to the back, z to the head; (0, 0, 0) is the
+middle of the chest at the level of the pulmonary arteries. Distances are negative inside a shape, approximate away from
+its border.
 `x` is (1, columns) and `y` (rows, 1) for pictures; any shapes that broadcast do for distances.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
+"""float32 wherever it counts: pictures, and the axes they are drawn on."""
 
 AIR_HU = -1000.0
 FAT_HU = -105.0
@@ -192,12 +195,8 @@ class Canvas:
     def line(self, start: tuple[float, float], end: tuple[float, float], radius: float, hu: float) -> None:
         """Paint a thick line (a disc where start equals end)."""
         reach = radius + 2 * float(self.soft_mm)
-        part, any_pixel = self.window(
-            min(start[0], end[0]) - reach,
-            max(start[0], end[0]) + reach,
-            min(start[1], end[1]) - reach,
-            max(start[1], end[1]) + reach,
-        )
+        (left, right), (front, back) = sorted((start[0], end[0])), sorted((start[1], end[1]))
+        part, any_pixel = self.window(left - reach, right + reach, front - reach, back + reach)
         if any_pixel:
             # A line thinner than a pixel fills only part of it.
             share = np.float32(min(1.0, radius / float(self.soft_mm)))
@@ -212,39 +211,35 @@ class Canvas:
 
 def draw_trunk(canvas: Canvas, body: Body, z: float) -> None:
     """Skin, fat, muscle, rib cage, shoulder blades, what lies between the lungs, spine. The lungs stay to be drawn."""
-    x, y = canvas.x, canvas.y
-    neck = float(np.clip((z - 128.0) / 35.0, 0.0, 1.0))
-    rise = float(np.clip((z - 50.0) / 75.0, 0.0, 1.0))
-    shoulders = rise * rise * (3.0 - 2.0 * rise)
-    sides = np.exp(-(((np.abs(x) - 72.0) / 34.0) ** 2))
-    front = (
-        body.half_depth
-        + (2.0 + body.breast * np.exp(-(((z + 30.0) / 45.0) ** 2))) * sides
-        - 3.0 * np.exp(-((x / 16.0) ** 2))
-    )
-    back = body.half_depth + 3.0 * sides - 5.0 * np.exp(-((x / 14.0) ** 2))
-    depth = np.where(y < 0, front, back) * (1.0 - 0.25 * neck)
-    width = body.half_width * (1.0 + 0.22 * shoulders - 0.6 * neck**2)
-    waves = ripple(body, x, y, z)
-    skin = superellipse(x / width, y / depth, 0.8 * (body.half_width + body.half_depth) / 2)
-    canvas.blend(skin, MUSCLE_HU - 35.0)
-    canvas.blend(skin + 2.2, FAT_HU)
-    muscle_depth = np.where(y < 0, body.half_depth - 0.5 * body.fat - 2.0, body.half_depth - 0.45 * body.fat) * (
-        1.0 - 0.25 * neck
-    )
-    muscle = (
-        superellipse(x / (width - body.fat), y / muscle_depth, 0.8 * (body.half_width + body.half_depth) / 2)
-        + 1.6 * waves
-    )
-    canvas.blend(muscle, MUSCLE_HU + 5.0 * waves)
-    cavity = cavity_distance(body, x, y, z)
+    waves = ripple(body, canvas.x, canvas.y, z)
+    _draw_outline(canvas, body, waves, z)
+    cavity = cavity_distance(body, canvas.x, canvas.y, z)
     canvas.blend(np.abs(cavity - 14.5 - 2.0 * waves) - 1.6, FAT_HU + 15.0)  # between the layers of the chest wall
     _draw_shoulder_blades(canvas, body, z)
     _draw_ribs(canvas, body, cavity, z)
     canvas.blend(cavity + 0.5, FAT_HU + 15.0)
-    canvas.blend(np.maximum(cavity + 2.0, diaphragm_distance(body, x, y, z)), SOFT_HU + 18.0)
+    canvas.blend(np.maximum(cavity + 2.0, diaphragm_distance(body, canvas.x, canvas.y, z)), SOFT_HU + 18.0)
     _draw_between_lungs(canvas, body, z)
     _draw_spine(canvas, body, z)
+
+
+def _draw_outline(canvas: Canvas, body: Body, waves: Floats, z: float) -> None:
+    """Skin, fat under it, and the muscle of the chest wall as one mass; shoulders and neck at the top."""
+    x, y = canvas.x, canvas.y
+    neck = float(np.clip((z - 128.0) / 35.0, 0.0, 1.0))
+    rise = float(np.clip((z - 50.0) / 75.0, 0.0, 1.0))
+    width = body.half_width * (1.0 + 0.22 * rise * rise * (3.0 - 2.0 * rise) - 0.6 * neck**2)
+    flatter, radius = 1.0 - 0.25 * neck, 0.4 * (body.half_width + body.half_depth)
+    sides = np.exp(-(((np.abs(x) - 72.0) / 34.0) ** 2))
+    breast = body.breast * float(np.exp(-(((z + 30.0) / 45.0) ** 2)))
+    front = body.half_depth + (2.0 + breast) * sides - 3.0 * np.exp(-((x / 16.0) ** 2))
+    back = body.half_depth + 3.0 * sides - 5.0 * np.exp(-((x / 14.0) ** 2))
+    skin = superellipse(x / width, y / (np.where(y < 0, front, back) * flatter), radius)
+    canvas.blend(skin, MUSCLE_HU - 35.0)
+    canvas.blend(skin + 2.2, FAT_HU)
+    depth = np.where(y < 0, body.half_depth - 0.5 * body.fat - 2.0, body.half_depth - 0.45 * body.fat) * flatter
+    muscle = superellipse(x / (width - body.fat), y / depth, radius) + 1.6 * waves
+    canvas.blend(muscle, MUSCLE_HU + 5.0 * waves)
 
 
 def _draw_ribs(canvas: Canvas, body: Body, cavity: Floats, z: float) -> None:

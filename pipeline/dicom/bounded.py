@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import config
@@ -20,6 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_preamble
 
 from pipeline.errors import Rejected, RejectReason
+from pipeline.files import open_regular
 
 HEADER_BYTES = 64 * 2**20
 """Most that is read of one header. The functional groups of 20,000 frames take about half of it."""
@@ -46,10 +48,11 @@ class Window:
     def read(self, count: int = -1) -> bytes:
         """Up to `count` bytes; fewer where the file ends first, which `ended_early` then says.
 
-        A data set ends with nothing at exactly the file's end, not beyond it after a jump, and not within a value.
+        A data set may end where the next element's 8 bytes would begin (and pydicom peeks for 1), at exactly the file's
+        end: not beyond it after a jump, not within a value. A file cut just there cannot be told from a whole one.
         """
         left = self.size - self._file.tell()
-        if left < 0 or 0 < left < count:
+        if left < 0 or 0 < left < count or (left == 0 and count not in (0, 1, 8)):
             self.ended_early = True
         wanted = left if count < 0 else min(count, left)
         self._budget -= max(0, wanted)
@@ -65,13 +68,10 @@ class Window:
 
 
 @contextmanager
-def open_window(path: str | os.PathLike[str]) -> Iterator[Window]:
-    """The window on a regular file. What the operating system refuses is `unreadable`."""
-    try:
-        with open(path, "rb", buffering=32 * 1024) as file:
-            yield Window(file, os.fstat(file.fileno()).st_size)
-    except OSError as error:
-        raise Rejected(RejectReason.UNREADABLE, error.strerror or type(error).__name__) from None
+def open_window(path: Path) -> Iterator[Window]:
+    """The window on a regular file. Raises Rejected as `open_regular` does."""
+    with open_regular(path) as file:
+        yield Window(file, os.fstat(file.fileno()).st_size)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ decoder, are only read here. Every failure is a `Rejected`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from pydicom import uid
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import DecodeRunner
 
-from pipeline.dicom.codestream import Codec, Codestream, Color, read_codestream, rle_segments
+from pipeline.dicom.codestream import Codec, Codestream, read_codestream, rle_segments
 from pipeline.errors import Rejected, RejectReason
 
 Samples = NDArray[np.integer[Any]]  # (rows, columns) or (rows, columns, samples)
@@ -92,7 +93,7 @@ class DecodedFrame:
 
 
 def is_encapsulated(transfer_syntax_uid: str) -> bool:
-    """True for a compressed transfer syntax that `decode_frame` reads. Raises Rejected (UNSUPPORTED_SYNTAX) for all but it and the native ones."""
+    """True for compressed pixel data that `decode_frame` reads, False for native ones. Raises Rejected (UNSUPPORTED_SYNTAX)."""
     if transfer_syntax_uid in _NATIVE:
         return False
     if transfer_syntax_uid in _CODEC_BY_SYNTAX:
@@ -241,7 +242,7 @@ def _in_pixel_order(samples: Samples, expected: FrameFormat) -> Samples:
 
 def _shown(transfer_syntax_uid: str) -> str:
     """A UID fit for a message: only if it is one."""
-    return transfer_syntax_uid if uid.UID(transfer_syntax_uid).is_valid else "(not a UID)"
+    return transfer_syntax_uid if re.fullmatch(r"[0-9.]{1,64}", transfer_syntax_uid) else "(not a UID)"
 
 
 register()

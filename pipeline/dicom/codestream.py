@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 from pipeline.errors import Rejected, RejectReason
 
@@ -100,7 +101,7 @@ def rle_segments(frame: bytes) -> int:
             f"the RLE header promises {count} segments; 1 to {RLE_MAX_SEGMENTS} are possible",
         )
     used = offsets[:count]
-    if used[0] != RLE_HEADER_BYTES or any(later <= earlier for earlier, later in zip(used, used[1:], strict=False)):
+    if used[0] != RLE_HEADER_BYTES or any(later <= earlier for earlier, later in pairwise(used)):
         raise Rejected(RejectReason.DECODE_FAILED, "the segment offsets of the RLE header do not ascend from 64")
     if used[-1] >= len(frame):
         raise Rejected(

@@ -1,5 +1,4 @@
-"""What every derived object shares: its source's study, its UIDs, references, equipment, and how it comes to the
-disk.
+"""What every derived object shares: its source's study, UIDs, references, equipment, and how it comes to the disk.
 
 UIDs are hashes of sources, model, configuration and version, so that inferring again makes the same instance, and a
 PACS keeps one copy. An object is checked before it is written, appears whole, and stays as it is where the same
@@ -34,6 +33,8 @@ from pipeline.dicom.source import (
     carried,
     carry_all,
     frame_count,
+    has_value,
+    items,
 )
 from pipeline.errors import ObjectError
 from pipeline.files import whole_file
@@ -88,18 +89,23 @@ def shared_attributes(source: Dataset, algorithm: Algorithm, created: datetime.d
     """Patient, study, equipment, contributing equipment and times for an object derived from `source` (`as_source`).
 
     `created` with a time zone is written in the zone that the source declares, else as it stands: all times of a
-    dataset are in one zone (PS3.3 C.12.1.1.8). Modality, series and UIDs are the object's own.
+    dataset are in one zone (PS3.3 C.12.1.1.8). Modality, series and UIDs are the object's own. Raises ObjectError where
+    one of `KEPT` is not valid; an empty PatientID is.
     """
     shared = Dataset()
     for keyword in TYPE_2:
         setattr(shared, keyword, "")
     carry_all(source, PATIENT_AND_STUDY, shared)
-    for keyword in KEPT:  # as they are: whether they are valid, conformance judges
-        setattr(shared, keyword, str(source.get(keyword) or ""))
+    for keyword in KEPT:
+        if keyword not in shared or (shared[keyword].is_empty and has_value(source, keyword)):
+            raise ObjectError(
+                f"{keyword}: expected one valid value in the source, found none; an object could only be filed wrongly, "
+                "so none is made; correct it in the PACS"
+            )
     if shared.get("PatientIdentityRemoved") == "YES" and "DeidentificationMethod" not in shared:
         shared.DeidentificationMethod = _deidentification(source)
     for keyword in ("IssuerOfPatientIDQualifiersSequence", "IssuerOfAccessionNumberSequence"):
-        issuers = [issuer for item in _sequence(source, keyword) if (issuer := _issuer(item))]
+        issuers = [issuer for item in items(source, keyword) if (issuer := _issuer(item))]
         if issuers:
             setattr(shared, keyword, issuers[:1])
     shared.Manufacturer = MANUFACTURER
@@ -267,7 +273,7 @@ def _in_zone(created: datetime.datetime, offset: str | None) -> datetime.datetim
 
 def _deidentification(source: Dataset) -> list[str]:
     """DeidentificationMethod (1C, PS3.3 C.7.1.1) from the codes that may stand in its place."""
-    meanings = [carried(item, "CodeMeaning") for item in _sequence(source, "DeidentificationMethodCodeSequence")]
+    meanings = [carried(item, "CodeMeaning") for item in items(source, "DeidentificationMethodCodeSequence")]
     return [str(meaning.value) for meaning in meanings if meaning is not None] or ["not stated by the source"]
 
 
@@ -278,11 +284,3 @@ def _issuer(item: Dataset) -> Dataset:
     if len(universal) == 2:  # each needs the other
         issuer.update(universal)
     return issuer
-
-
-def _sequence(source: Dataset, keyword: str) -> Sequence[Dataset]:
-    try:
-        value = source[keyword].value
-    except UNREADABLE:
-        return ()
-    return value if isinstance(value, Sequence) and all(isinstance(item, Dataset) for item in value) else ()

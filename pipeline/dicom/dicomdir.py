@@ -1,7 +1,7 @@
 """Write the DICOMDIR of a medium: patients, studies, series and instances in the files they are in (PS3.3 F, PS3.10 8).
 
-In: datasets with their file IDs below one folder; out: a Basic Directory file there. File IDs are upper-case components of at
-most 8 characters.
+In: datasets with their file IDs below one folder; out: a Basic Directory file there. File IDs are upper-case components
+of at most 8 characters.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 from pydicom import dcmread
@@ -79,7 +80,7 @@ class Directory:
         place = {id(node): offset for node, offset in zip(nodes, offsets, strict=True)}
         for siblings in (self._root.children, *(node.children for node in nodes)):
             following = list(siblings.values())
-            for node, after in zip(following, following[1:], strict=False):
+            for node, after in pairwise(following):
                 node.record.OffsetOfTheNextDirectoryRecord = place[id(after)]
         for node in nodes:
             if node.children:

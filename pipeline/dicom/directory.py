@@ -11,12 +11,14 @@ from pipeline.dicom.header import is_dicom
 from pipeline.dicom.pixel_element import PIXEL_TAGS
 from pipeline.errors import Rejected, RejectReason
 
+RECORDS = 0x00041220  # DirectoryRecordSequence
+
 
 def listed_files(path: Path) -> list[str]:
     """The files that the directory refers to: posix paths relative to its folder, in its order, each once.
 
-    Raises Rejected where the file is no DICOMDIR that can be parsed. Bounded as bounded.Window says; deflated ones apart,
-    which no medium has, so that it belongs into a worker process.
+    Raises Rejected where the file is no DICOMDIR that can be parsed. For a worker process: what says it is a deflated
+    DICOMDIR, which the standard does not have, inflates without a limit.
     """
     with open_window(path) as window:
         if not is_dicom(window.pixels(0, 132)):
@@ -27,11 +29,10 @@ def listed_files(path: Path) -> list[str]:
                 window,  # type: ignore[arg-type]
                 lambda tag, _, __: tag in PIXEL_TAGS,
                 force=True,
-                specific_tags=["DirectoryRecordSequence"],
+                specific_tags=[RECORDS],
             )
-            records = dataset.get("DirectoryRecordSequence")
-            if records is None:
+            if RECORDS not in dataset:
                 raise Rejected(RejectReason.NOT_AN_IMAGE, "no DICOMDIR")
-            files = [record.get("ReferencedFileID") for record in records]
+            files = [record.get("ReferencedFileID") for record in dataset[RECORDS].value]
     listed = ("/".join([file] if isinstance(file, str) else map(str, file)) for file in files if file)
     return list(dict.fromkeys(listed))

@@ -1,61 +1,42 @@
 """A DICOM file → the stored values of one of its frames.
 
-Only the attributes that pixels need are read, the others are skipped over; of the pixel data only the frame that is asked for.
-Stored values are those of PS3.5 8.1.1: BitsStored bits below HighBit, sign-extended where PixelRepresentation is 1, whatever stands in the
-unused bits (old overlays). Colour stays as it is stored. Reading is tolerant (no preamble, no meta information); a size that
-does not add up is not: shown anyway, such an image is sheared or cut. Every failure is a `Rejected`, whose text holds facts on the file and
-never a value from it that could be a patient's.
+Only the attributes that pixels need are read, and of the pixel data only the frame that is asked for. Stored values are
+those of PS3.5 8.1.1: BitsStored bits below HighBit, sign-extended where PixelRepresentation is 1, whatever stands in the
+unused bits (old overlays). Colour stays as it is stored. Reading is tolerant (no preamble, no meta information); a size
+that does not add up is not: shown anyway, such an image is sheared or cut. Every failure is a `Rejected`, whose text
+holds facts on the file and never a value from it that could be a patient's.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import struct
-import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, config, dcmread, uid
+from pydicom import Dataset, uid
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag, Tag
 
+from pipeline.dicom.bounded import Window, inflated, open_window, parsing, read_meta
 from pipeline.dicom.codecs import FrameFormat, Samples, check_budget, decode_frame, is_encapsulated
 from pipeline.dicom.codestream import Codec, Codestream, Color
 from pipeline.dicom.encapsulation import Range, locate_frames, read_range
+from pipeline.dicom.header import is_dicom
+from pipeline.dicom.pixel_element import PIXEL_TAGS, PIXELS, UNDEFINED_LENGTH, PixelElement, PixelShape, check_pixels
 from pipeline.errors import Rejected, RejectReason
-from pipeline.regular_file import open_regular
 
-MAX_INFLATED_BYTES = 512 * 2**20
-"""Of a deflated file, which cannot be read in parts; a megabyte of zeros takes a kilobyte deflated."""
-
-UNDEFINED_LENGTH = 0xFFFFFFFF
-
-PIXEL_KEYWORDS = {
-    Tag(0x7FE0, 0x0008): "FloatPixelData",
-    Tag(0x7FE0, 0x0009): "DoubleFloatPixelData",
-    Tag(0x7FE0, 0x0010): "PixelData",
-}
 READ_KEYWORDS = (
-    *(
-        "SOPClassUID",
-        "Modality",
-        "ImageType",
-        "NumberOfFrames",
-        "SamplesPerPixel",
-        "PhotometricInterpretation",
-        "PlanarConfiguration",
-    ),
-    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("SOPClassUID", "Modality", "ImageType", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("PlanarConfiguration", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "FloatPixelPaddingValue", "DoubleFloatPixelPaddingValue"),
     *("FloatPixelPaddingRangeLimit", "DoubleFloatPixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
-    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
     *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable"),
     *(f"{color}PaletteColorLookupTableDescriptor" for color in ("Red", "Green", "Blue")),
@@ -64,39 +45,49 @@ READ_KEYWORDS = (
 )
 """What is read of a header: nothing here names a patient."""
 
+SUPPORTED_BITS = (1, 8, 16, 32)
+
+_TAGS: list[Any] = [Tag(keyword) for keyword in READ_KEYWORDS]
+_SIGNATURE_BYTES = 132
 _LOSSLESS = frozenset({uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.JPEGLSLossless})
-_PIXEL_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN")
-_DEFLATED = uid.DeflatedExplicitVRLittleEndian
-_META_START = 132
-_MAX_META_BYTES = 65536  # of group 0002: a handful of UIDs and names, in every file seen below 1 KiB
-_SUPPORTED_BITS = (1, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An open DICOM image: its header, and where its frames are. `photometric_interpretation` as it applies to the stored data."""
+    """An open DICOM image: its header, and where its frames are. `vr`: of the pixel data element."""
 
     dataset: Dataset
-    file: BinaryIO
+    window: Window
     transfer_syntax_uid: str
-    little_endian: bool
-    pixel_keyword: str
-    pixel_vr: str
-    photometric_interpretation: str
-    frames: int
-    format: FrameFormat
+    element: PixelElement
+    vr: str
+    shape: PixelShape
     bits_stored: int
     high_bit: int
     signed: bool
     color_by_plane: bool
-    value: Range
-    fragments: tuple[tuple[Range, ...], ...] | None = None
-    """One tuple of ranges a frame, for encapsulated pixel data."""
+    fragments: tuple[tuple[Range, ...], ...] | None
+    """Of encapsulated pixel data: one tuple of ranges a frame."""
+
+    @property
+    def format(self) -> FrameFormat:
+        """Of one frame."""
+        return FrameFormat(self.shape.rows, self.shape.columns, self.shape.samples_per_pixel, self.shape.bits_allocated)
+
+    @property
+    def is_float(self) -> bool:
+        """Float or Double Float Pixel Data, in which no bits are unused."""
+        return self.element.tag != PIXELS
+
+    @property
+    def little_endian(self) -> bool:
+        """Byte order of native pixel data and of lookup tables."""
+        return bool(self.dataset.original_encoding[1])
 
 
 @dataclass(frozen=True)
 class StoredFrame:
-    """(rows, columns) or (rows, columns, samples) integers or floats, as stored; `color`: what a codestream says of three samples."""
+    """(rows, columns) or (rows, columns, samples) integers or floats; `color`: what a codestream says of three samples."""
 
     values: Samples | NDArray[np.floating[Any]]
     color: Color | None = None
@@ -104,138 +95,101 @@ class StoredFrame:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[ImageFile]:
-    """The image in a DICOM file, open for reading frames. Never blocks on a FIFO, never follows a device.
+    """The image in a DICOM file, open for reading frames. Never blocks on a FIFO, never reads a device.
 
-    Raises Rejected: NOT_REGULAR, UNREADABLE, CHANGED (gone), EMPTY, NOT_AN_IMAGE, DICOMDIR, NO_PIXELS, MALFORMED, TRUNCATED,
-    SIZE_MISMATCH, UNSUPPORTED_SYNTAX, UNSUPPORTED_PIXELS, TOO_LARGE.
+    Raises Rejected: NOT_REGULAR, UNREADABLE, CHANGED (gone), EMPTY, NOT_AN_IMAGE, DICOMDIR, NO_PIXELS, MALFORMED,
+    TRUNCATED, SIZE_MISMATCH, UNSUPPORTED_SYNTAX, UNSUPPORTED_PIXELS, TOO_LARGE.
     """
-    with open_regular(path) as file:
-        yield _read_image(file, os.fstat(file.fileno()).st_size)
-
-
-@contextmanager
-def parsing() -> Iterator[None]:
-    """Around whatever makes pydicom parse or convert a value of a file: what fails becomes a Rejected, MALFORMED or TOO_LARGE."""
-    try:
-        with warnings.catch_warnings(), config.disable_value_validation():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values
-            yield
-    except Rejected:
-        raise
-    except MemoryError:
-        raise Rejected(RejectReason.TOO_LARGE, "an element of the header is larger than the memory there is") from None
-    except Exception as error:  # a broken file makes pydicom raise nearly anything, with texts that quote values
-        raise Rejected(RejectReason.MALFORMED, f"pydicom cannot parse the header ({type(error).__name__})") from None
+    with open_window(path) as window:
+        yield _read_image(window)
 
 
 def read_stored(image: ImageFile, frame: int) -> StoredFrame:
-    """The stored values of frame `frame`, counted from 0. Raises ValueError where there is no such frame, else Rejected."""
-    if not 0 <= frame < image.frames:
-        raise ValueError(f"frame {frame} asked for, the image has frames 0 to {image.frames - 1}")
+    """The stored values of frame `frame`, from 0. Raises ValueError where there is no such frame, else Rejected."""
+    if not 0 <= frame < image.shape.frames:
+        raise ValueError(f"frame {frame} asked for, the image has frames 0 to {image.shape.frames - 1}")
     check_budget(image.format)
     if image.fragments is None:
         return StoredFrame(_read_native(image, frame))
-    stream = b"".join(read_range(image.file, part) for part in image.fragments[frame])
+    stream = b"".join(read_range(image.window, part) for part in image.fragments[frame])
     decoded = decode_frame(stream, image.transfer_syntax_uid, image.format)
     if decoded.stream is None:
         return StoredFrame(_used_bits(decoded.samples, image))
     return StoredFrame(_conform(decoded.samples, decoded.stream, image), decoded.stream.color)
 
 
-def _read_image(file: BinaryIO, size: int) -> ImageFile:
-    _check_signature(file)
-    file, size = _inflated(file, size)
-    dataset = _read_dataset(file)
-    tag, vr, length = _pixel_element(file, dataset, size)
-    _, little_endian = dataset.original_encoding
+def _read_image(window: Window) -> ImageFile:
+    if not is_dicom(window.pixels(0, _SIGNATURE_BYTES)):
+        raise Rejected(RejectReason.NOT_AN_IMAGE, "no DICM prefix, and no first element of a DICOM data set")
+    dataset, window, element, vr = _parse(window)
+    shape = PixelShape(
+        frames=_integer(dataset, "NumberOfFrames", 1) or 1,
+        rows=_integer(dataset, "Rows", 0) or 0,
+        columns=_integer(dataset, "Columns", 0) or 0,
+        samples_per_pixel=_integer(dataset, "SamplesPerPixel", 1) or 1,
+        bits_allocated=PIXEL_TAGS[element.tag] or _integer(dataset, "BitsAllocated", 0) or 0,
+        photometric_interpretation=str(dataset.get("PhotometricInterpretation") or "").strip(),
+    )
+    if min(shape.frames, shape.rows, shape.columns, shape.samples_per_pixel, shape.bits_allocated) < 1:
+        raise Rejected(
+            RejectReason.MALFORMED, "NumberOfFrames, Rows, Columns or BitsAllocated is missing or not positive"
+        )
+    if element.length == UNDEFINED_LENGTH and not element.encapsulated:
+        raise Rejected(RejectReason.UNSUPPORTED_SYNTAX, "encapsulated pixel data, but no transfer syntax that says how")
+    check_pixels(window, element, shape)
+    bits_stored, high_bit = _bits(dataset, shape) if element.tag == PIXELS else (shape.bits_allocated,) * 2
     image = ImageFile(
         dataset=dataset,
-        file=file,
+        window=window,
         transfer_syntax_uid=_transfer_syntax(dataset),
-        little_endian=bool(little_endian),
-        pixel_keyword=PIXEL_KEYWORDS[tag],
-        pixel_vr=vr,
-        photometric_interpretation=str(dataset.get("PhotometricInterpretation") or "").strip(),
-        frames=_integer(dataset, "NumberOfFrames", 1) or 1,
-        format=_frame_format(dataset),
-        bits_stored=0,
-        high_bit=0,
+        element=element,
+        vr=vr,
+        shape=shape,
+        bits_stored=bits_stored,
+        high_bit=high_bit,
         signed=_integer(dataset, "PixelRepresentation", 0) == 1,
         color_by_plane=_integer(dataset, "PlanarConfiguration", 0) == 1,
-        value=(file.tell(), length),
+        fragments=None,
     )
-    return _located(_with_bits(image), size)
+    if not element.encapsulated:
+        return image
+    return replace(image, fragments=locate_frames(window, element, shape.frames, dataset.get("ExtendedOffsetTable")))
 
 
-def _check_signature(file: BinaryIO) -> None:
-    """DICM after the preamble; else, as old files have neither, a first element of group 0002 or 0008."""
-    head = file.read(_META_START)
-    file.seek(0)
-    if head[128:] == b"DICM":
-        return
-    if head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08") or len(head) < _META_START:
-        raise Rejected(RejectReason.NOT_AN_IMAGE, "no DICM prefix, and no first element of a DICOM data set")
+def _parse(window: Window) -> tuple[Dataset, Window, PixelElement, str]:
+    """(the attributes `READ_KEYWORDS`, the window that holds the pixels, their element, its VR).
 
+    Of a deflated file the window is that of the inflated data set.
+    """
+    places: list[tuple[int, int, int, str]] = []
+    source = window
 
-def _inflated(file: BinaryIO, size: int) -> tuple[BinaryIO, int]:
-    """The file itself; for a deflated one (PS3.5 A.5) its header and inflated data set, within `MAX_INFLATED_BYTES`."""
-    head = file.read(_META_START + 12)
-    tag, vr, _, length = (
-        struct.unpack("<L2sHL", head[_META_START:]) if head[128:132] == b"DICM" and len(head) >= 144 else (0, b"", 0, 0)
-    )
-    meta = file.read(min(length, _MAX_META_BYTES)) if (tag, vr) == (0x00000002, b"UL") else file.read(_MAX_META_BYTES)
-    if _DEFLATED.encode() not in meta or head[128:132] != b"DICM":
-        file.seek(0)
-        return file, size
-    if (tag, vr) != (0x00000002, b"UL"):
-        raise Rejected(RejectReason.MALFORMED, "a deflated file whose meta information does not give its length")
-    if size > MAX_INFLATED_BYTES:
-        raise Rejected(RejectReason.TOO_LARGE, f"a deflated file of {size} bytes; the budget is {MAX_INFLATED_BYTES}")
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        data = inflater.decompress(file.read(), MAX_INFLATED_BYTES)
-    except zlib.error:
-        raise Rejected(RejectReason.DECODE_FAILED, "the deflated data set cannot be inflated") from None
-    if not inflater.eof:
-        if inflater.unconsumed_tail:
-            raise Rejected(RejectReason.TOO_LARGE, f"the data set inflates to more than {MAX_INFLATED_BYTES} bytes")
-        raise Rejected(RejectReason.TRUNCATED, "the deflated data set lacks its end")
-    native_meta = meta.replace(_DEFLATED.encode(), uid.ExplicitVRLittleEndian.encode().ljust(len(_DEFLATED), b"\0"))
-    return io.BytesIO(head + native_meta + data), len(head) + len(native_meta) + len(data)
+    def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
+        if tag in PIXEL_TAGS:
+            places.append((int(tag), length, source.tell(), vr or "OW"))
+        return tag in PIXEL_TAGS
 
-
-def _read_dataset(file: BinaryIO) -> Dataset:
-    """The attributes `READ_KEYWORDS`, the file positioned at the pixel data, or at the end."""
-    with parsing():
-        dataset = dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(READ_KEYWORDS))
-        for keyword in READ_KEYWORDS:  # values are converted when first asked for, and may fail then
+    with parsing(window):
+        meta = read_meta(window)
+        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+            source = inflated(window)
+            dataset = read_dataset(source, False, True, stop_when=at_pixels, specific_tags=_TAGS)  # type: ignore[arg-type]
+            dataset.file_meta = FileMetaDataset(meta)
+        else:
+            window.seek(0)
+            dataset = read_partial(window, at_pixels, force=True, specific_tags=_TAGS)  # type: ignore[arg-type]
+        for keyword in READ_KEYWORDS:  # values are converted when first asked for, and may fail, or warn, then
             dataset.get(keyword)
-    if dataset.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
+        directory = dataset.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage
+        transfer_syntax_uid = _transfer_syntax(dataset)
+    if directory:
         raise Rejected(RejectReason.DICOMDIR, "the directory of a DICOM medium")
-    return dataset
-
-
-def _pixel_element(file: BinaryIO, dataset: Dataset, size: int) -> tuple[BaseTag, str, int]:
-    """(tag, VR, length) of the pixel data element; the file stands at its value then."""
-    order = "<" if dataset.original_encoding[1] else ">"
-    head = file.read(8)
-    if len(head) < 8:
-        if "Rows" in dataset or file.tell() > size:
-            raise Rejected(RejectReason.TRUNCATED, "the file ends before its pixel data")
+    if not places:
+        if source.ended_early:
+            raise Rejected(RejectReason.TRUNCATED, "the file ends within its header")
         raise Rejected(RejectReason.NO_PIXELS, "the data set has no pixel data")
-    group, element = struct.unpack(f"{order}HH", head[:4])
-    tag = Tag(group, element)
-    if tag not in PIXEL_KEYWORDS:
-        raise Rejected(RejectReason.MALFORMED, "the data set cannot be parsed up to its end")
-    if (
-        head[4:6] not in _PIXEL_VRS
-    ):  # implicit VR, also where the transfer syntax says explicit: some writers mix them up
-        (length,) = struct.unpack(f"{order}L", head[4:])
-        return tag, "OW", length
-    rest = file.read(4)
-    if len(rest) < 4:
-        raise Rejected(RejectReason.TRUNCATED, "the file ends before its pixel data")
-    return tag, head[4:6].decode("latin-1"), struct.unpack(f"{order}L", rest)[0]
+    tag, length, offset, vr = places[-1]
+    return dataset, source, PixelElement(tag, length, offset, is_encapsulated(transfer_syntax_uid)), vr
 
 
 def _transfer_syntax(dataset: Dataset) -> str:
@@ -248,75 +202,36 @@ def _transfer_syntax(dataset: Dataset) -> str:
     return str(uid.ExplicitVRLittleEndian if little_endian else uid.ExplicitVRBigEndian)
 
 
-def _frame_format(dataset: Dataset) -> FrameFormat:
-    rows, columns, bits = (_integer(dataset, keyword) for keyword in ("Rows", "Columns", "BitsAllocated"))
-    if not rows or not columns or not bits:
-        raise Rejected(RejectReason.MALFORMED, "pixel data without Rows, Columns and BitsAllocated")
-    return FrameFormat(rows, columns, _integer(dataset, "SamplesPerPixel", 1) or 1, bits)
-
-
-def _with_bits(image: ImageFile) -> ImageFile:
-    """BitsStored and HighBit with their usual values where they are absent or impossible; unusual formats are refused."""
-    bits, samples = image.format.bits_allocated, image.format.samples_per_pixel
-    if image.pixel_keyword != "PixelData":
-        return replace(
-            image, format=replace(image.format, bits_allocated=32 if image.pixel_keyword == "FloatPixelData" else 64)
-        )
-    if bits not in _SUPPORTED_BITS or samples not in (1, 3):
-        raise Rejected(RejectReason.UNSUPPORTED_PIXELS, f"{samples} samples of {bits} bit a pixel")
-    stored = _integer(image.dataset, "BitsStored", bits) or bits
+def _bits(dataset: Dataset, shape: PixelShape) -> tuple[int, int]:
+    """(BitsStored, HighBit), the usual ones where absent or impossible. Raises Rejected (UNSUPPORTED_PIXELS)."""
+    bits = shape.bits_allocated
+    if bits not in SUPPORTED_BITS or shape.samples_per_pixel not in (1, 3):
+        raise Rejected(RejectReason.UNSUPPORTED_PIXELS, f"{shape.samples_per_pixel} samples of {bits} bit a pixel")
+    stored = _integer(dataset, "BitsStored", bits) or bits
     if not 1 <= stored <= bits:
         raise Rejected(RejectReason.UNSUPPORTED_PIXELS, f"BitsStored {stored} of BitsAllocated {bits}")
-    high_bit = _integer(image.dataset, "HighBit", stored - 1)
-    if high_bit is None or not stored - 1 <= high_bit < bits:
-        high_bit = stored - 1
-    return replace(image, bits_stored=stored, high_bit=high_bit)
-
-
-def _located(image: ImageFile, size: int) -> ImageFile:
-    """Where the frames are, after checking that header and file agree on how many bytes they have."""
-    start, length = image.value
-    if is_encapsulated(image.transfer_syntax_uid):
-        if length != UNDEFINED_LENGTH:
-            raise Rejected(
-                RejectReason.MALFORMED, "a compressed transfer syntax, but pixel data that is not encapsulated"
-            )
-        extended = image.dataset.get("ExtendedOffsetTable")
-        return replace(image, fragments=locate_frames(image.file, start, size, image.frames, extended))
-    if length == UNDEFINED_LENGTH:
-        raise Rejected(RejectReason.UNSUPPORTED_SYNTAX, "encapsulated pixel data, but no transfer syntax that says how")
-    if start + length > size:
-        raise Rejected(RejectReason.TRUNCATED, f"the pixel data has {size - start} bytes of the {length} that it says")
-    if image.photometric_interpretation == "YBR_FULL_422" and length >= image.frames * image.format.bytes:
-        image = replace(image, photometric_interpretation="YBR_FULL")  # not subsampled after all, as some writers do
-    expected = -(-_frame_bits(image) * image.frames // 8)
-    if length not in (expected, expected + expected % 2):
-        raise Rejected(
-            RejectReason.SIZE_MISMATCH,
-            f"{image.frames} frames of {image.format.rows} × {image.format.columns} pixels need {expected} bytes, "
-            f"the pixel data has {length}",
-        )
-    return image
+    high_bit = _integer(dataset, "HighBit", stored - 1)
+    return stored, stored - 1 if high_bit is None or not stored - 1 <= high_bit < bits else high_bit
 
 
 def _frame_bits(image: ImageFile) -> int:
     """Of a native frame. YBR_FULL_422 holds two samples a pixel on average (PS3.3 C.7.6.3.1.2)."""
-    samples = 2 if image.photometric_interpretation == "YBR_FULL_422" else image.format.samples_per_pixel
-    return image.format.rows * image.format.columns * samples * image.format.bits_allocated
+    samples = 2 if image.shape.photometric_interpretation == "YBR_FULL_422" else image.shape.samples_per_pixel
+    return image.shape.rows * image.shape.columns * samples * image.shape.bits_allocated
 
 
 def _read_native(image: ImageFile, frame: int) -> Samples | NDArray[np.floating[Any]]:
-    shape = image.format
+    shape = image.shape
     bits = _frame_bits(image)
     data = _read_bytes(image, bits * frame // 8, -(-bits * (frame + 1) // 8))
     if shape.bits_allocated == 1:
         pixels = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         skipped = bits * frame % 8
         return pixels[skipped : skipped + bits].reshape(shape.rows, shape.columns)
-    kind = "f" if image.pixel_keyword != "PixelData" else "u"
+    kind = "f" if image.is_float else "u"
     values = np.frombuffer(data, f"{'<' if image.little_endian else '>'}{kind}{shape.bits_allocated // 8}")
     values = values.astype(values.dtype.newbyteorder("="))
-    if image.photometric_interpretation == "YBR_FULL_422":
+    if image.shape.photometric_interpretation == "YBR_FULL_422":
         return values.reshape(-1, 4)[:, :2].reshape(shape.rows, shape.columns, 1)  # Y1 Y2 CB CR: chroma is not read
     if shape.samples_per_pixel == 1:
         values = values.reshape(shape.rows, shape.columns)
@@ -328,18 +243,18 @@ def _read_native(image: ImageFile, frame: int) -> Samples | NDArray[np.floating[
 
 
 def _read_bytes(image: ImageFile, first: int, after: int) -> bytes:
-    """Bytes of native pixel data. Big endian OW swaps the bytes of 8-bit samples in pairs (PS3.5 8.2), so whole words are read."""
-    start, length = image.value
-    if image.little_endian or image.pixel_vr != "OW" or image.format.bits_allocated > 8:
-        return read_range(image.file, (start + first, after - first))
+    """Bytes of native pixel data. Big endian OW swaps 8-bit samples in pairs (PS3.5 8.2): whole words are read there."""
+    start, length = image.element.offset, image.element.length
+    if image.little_endian or image.vr != "OW" or image.shape.bits_allocated > 8:
+        return read_range(image.window, (start + first, after - first))
     word = first - first % 2
-    data = read_range(image.file, (start + word, min(after + after % 2, length) - word))
+    data = read_range(image.window, (start + word, min(after + after % 2, length) - word))
     swapped = np.frombuffer(data[: len(data) // 2 * 2], ">u2").astype("<u2").tobytes() + data[len(data) // 2 * 2 :]
     return swapped[first - word : after - word]
 
 
 def _used_bits(values: Samples, image: ImageFile) -> Samples:
-    """BitsStored bits up to HighBit, sign-extended where values are signed: shifted up against the container's end, then down."""
+    """BitsStored bits up to HighBit, sign-extended where signed: shifted up to the container's end, then down."""
     width = values.dtype.itemsize * 8
     values = values.astype(f"{'i' if image.signed else 'u'}{values.dtype.itemsize}")
     if image.bits_stored == width:
@@ -350,8 +265,9 @@ def _used_bits(values: Samples, image: ImageFile) -> Samples:
 def _conform(values: Samples, stream: Codestream, image: ImageFile) -> Samples:
     """Samples of a codestream as stored values.
 
-    A codestream has its own precision. Less than BitsStored (or as much): its samples are the values, but for the sign. More: of a lossless
-    stream they hold unused bits, which are cut off; of a lossy one they overshoot, and are clipped (cutting would turn white to black).
+    A codestream has its own precision. Up to BitsStored its samples are the values, but for the sign. Beyond, those of
+    a lossless stream hold unused bits, which are cut off; those of a lossy one overshoot, and are clipped: cutting would
+    turn white to black, as it does in other readers (seen in NEMA's RG3_JPLY: 1024 at 10 bits stored).
     """
     width = values.dtype.itemsize * 8
     if stream.precision > image.bits_stored and _is_lossless(stream, image):

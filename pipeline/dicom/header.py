@@ -1,7 +1,7 @@
 """The attributes of one DICOM file for the index: its header only, a named allow-list, nothing that names the patient.
 
-In: a path of a regular file. Out: one row, a value or None for each of `HEADER_COLUMNS` and for frames, rows, columns. A
-file that is no usable image raises `Rejected` with its reason. Tolerant in values: what cannot be read as its column's
+In: a path of a regular file. Out: one row, a value or None for each of `HEADER_COLUMNS` and for frames, rows, columns.
+A file that is no usable image raises `Rejected` with its reason. Tolerant in values: what cannot be read as a column's
 type is None. Strict in structure: what would decode to wrong pixels is rejected (pixel_element).
 Several values of one attribute are joined by backslashes as in the file. PatientID and AccessionNumber leave as HMACs.
 """
@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pydicom import config
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
@@ -92,12 +93,14 @@ def snake_case(keyword: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", keyword).lower()
 
 
+_COLUMN_OF = {keyword: snake_case(keyword) for keyword in ATTRIBUTES}
+
 HEADER_COLUMNS: Mapping[str, str] = {
     "patient_key": TEXT,
     "accession_key": TEXT,
     "path_holds_identity": FLAG,
     "transfer_syntax_uid": TEXT,
-    **{snake_case(keyword): dtype for keyword, dtype in ATTRIBUTES.items()},
+    **{_COLUMN_OF[keyword]: dtype for keyword, dtype in ATTRIBUTES.items()},
 }
 """All columns that DICOM files have beyond those of every image file, in their order."""
 
@@ -175,7 +178,7 @@ def read_header(path: Path, key: IdentityKey, *, shown_path: str | None = None) 
         pixels = _usable_pixels(found, fields)
         shape = _shape(fields, pixels.tag)
         check_pixels(found.window, pixels, shape)
-    row = {snake_case(keyword): fields[keyword] for keyword in ATTRIBUTES}
+    row = {_COLUMN_OF[keyword]: fields[keyword] for keyword in ATTRIBUTES}
     row |= {"frames": shape.frames, "rows": shape.rows, "columns": shape.columns}
     row["samples_per_pixel"], row["bits_allocated"] = shape.samples_per_pixel, shape.bits_allocated
     row["transfer_syntax_uid"] = found.transfer_syntax
@@ -272,7 +275,7 @@ def uid_name(value: str) -> str:
     """The standard's name of a UID, or the UID itself where it has none; never other text that stands in its place."""
     if not _UID.fullmatch(value):
         return "no valid UID" if value else "no UID"
-    return UID(value).name
+    return UID(value, config.IGNORE).name  # validation would warn, quoting the value
 
 
 def _shape(fields: Mapping[str, Any], tag: int) -> PixelShape:

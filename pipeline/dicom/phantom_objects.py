@@ -1,7 +1,7 @@
-"""Small valid DICOM objects with generated pixels: CT slices, radiographs, structured reports. Each is a whole file in memory.
+"""Small valid DICOM objects with generated pixels, in memory: CT slices, radiographs, structured reports.
 
-Every function takes any DICOM keyword as a further argument: a value sets that attribute, None removes it, so that a test can
-spoil exactly one thing. All objects say in their names, descriptions and comments that they are phantoms.
+Every factory takes any DICOM keyword as a further argument: a value sets that attribute, None removes it, so that a test
+can spoil exactly one thing. All objects say in their names, descriptions and comments that they are phantoms.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ def ct_slice(
     frame_of_reference_uid: str | None = None,
     **attributes: Any,
 ) -> Dataset:
-    """A CT image (PS3.3 A.3). `hu` (rows, columns), by default `simple_chest(size)`; stored as (hu - intercept) / slope, rounded
-    and clipped to 12 bits unsigned, or to 16 bits where `signed`. `padded` pixels get STORED_PADDING and need `signed`.
-    UIDs not given follow from patient_id, series_number and instance_number. `spacing_mm` is by default that of a 360 mm image.
+    """A CT image (PS3.3 A.3) of `hu` (rows, columns), by default `simple_chest(size)`.
+
+    Stored as (hu - intercept) / slope, rounded and clipped to 12 bits unsigned, or to 16 bits where `signed`. `padded`
+    pixels get STORED_PADDING, which needs `signed`; else ValueError. UIDs not given follow from patient_id, series_number
+    and instance_number; `spacing_mm` not given makes the image 360 mm wide.
     """
     if padded is not None and not signed:
         raise ValueError(f"the padding value {STORED_PADDING} needs signed pixels")
@@ -131,8 +133,10 @@ def radiograph(
     instance_number: int = 1,
     **attributes: Any,
 ) -> Dataset:
-    """A frontal chest radiograph: CR (PS3.3 A.2) or DX for presentation (A.26). `white` (rows, columns) 0-1 is what a reader sees,
-    dense tissue white; it is stored in 12 bits between 300 and 3800, inverted for MONOCHROME1, with the window that shows it.
+    """A frontal chest radiograph: CR (PS3.3 A.2) or DX for presentation (A.26); any other modality is a ValueError.
+
+    `white` (rows, columns) 0-1 is what a reader sees, dense tissue white; it is stored in 12 bits between 300 and 3800,
+    inverted for MONOCHROME1, with the window that shows it.
     """
     if modality not in ("CR", "DX"):
         raise ValueError(f"expected modality CR or DX, found {modality!r}")
@@ -198,7 +202,7 @@ def structured_report(
 
 
 def save(dataset: Dataset, path: Path, transfer_syntax: str = ExplicitVRLittleEndian) -> Path:
-    """Write a DICOM file (PS3.10) with meta information; native pixels are encoded losslessly as `transfer_syntax` has it.
+    """Write a DICOM file (PS3.10); its pixels, native in the dataset, are encoded losslessly as the syntax has it.
 
     Native syntaxes, JPEG-LS lossless, JPEG 2000 lossless and RLE. The dataset stays as it is. Folders are made.
     """
@@ -217,7 +221,7 @@ def save(dataset: Dataset, path: Path, transfer_syntax: str = ExplicitVRLittleEn
 
 
 def simple_chest(size: int) -> NDArray[np.float32]:
-    """(size, size) HU: two lungs of -850 in an ellipse of 40 within air of -1000. The patient's left lung is the smaller."""
+    """(size, size) HU: lungs of -850 in an ellipse of 40 in air of -1000. The patient's left lung is the smaller."""
     line = (np.arange(size, dtype=np.float32) + 0.5) / size * 2.0 - 1.0
     x, y = line[None, :], line[:, None]
     hu = np.where((x / 0.9) ** 2 + (y / 0.65) ** 2 < 1, 40.0, -1000.0)
@@ -237,8 +241,8 @@ def _pixel_data(dataset: Dataset, syntax: UID) -> bytes:
         return np.frombuffer(native, "<u2").byteswap().tobytes()
     if syntax in _NATIVE:
         return native
-    shape = (int(dataset.get("NumberOfFrames") or 1), dataset.Rows, dataset.Columns)
-    shape += (dataset.SamplesPerPixel,) if dataset.SamplesPerPixel > 1 else ()
+    shape = [int(dataset.get("NumberOfFrames") or 1), dataset.Rows, dataset.Columns]
+    shape += [dataset.SamplesPerPixel] if dataset.SamplesPerPixel > 1 else []
     frames = np.frombuffer(native, np.uint8 if dataset.BitsAllocated == 8 else "<u2").reshape(shape)
     return encapsulate([_encoded(frame, syntax) for frame in frames], has_bot=True)
 
@@ -251,7 +255,7 @@ def _encoded(frame: NDArray[Any], syntax: UID) -> bytes:
         return bytes(imagecodecs.jpeg2k_encode(frame, level=0, codecformat="j2k", reversible=True, verbose=0))
     if syntax == RLELossless:
         return _rle(frame)
-    raise ValueError(f"phantoms are written in native syntaxes, JPEG-LS, JPEG 2000 and RLE lossless, not {syntax.name}")
+    raise ValueError(f"expected a native syntax, JPEG-LS, JPEG 2000 or RLE lossless, found {syntax.name}")
 
 
 def _rle(frame: NDArray[Any]) -> bytes:

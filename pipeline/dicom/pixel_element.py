@@ -1,8 +1,8 @@
 """Does the pixel data element hold what the header promises? Answered from lengths alone; no pixel is read.
 
 PS3.5 section 8 and annex A.4. Native pixel data: the element's length against rows × columns × samples × frames × bits,
-and against the file. Encapsulated: from item header to item header up to the sequence delimiter, and at least a fragment
-a frame. Padding behind native pixels apart, whose zeros are looked at.
+and against the file. Encapsulated: from item header to item header up to the sequence delimiter, and at least a
+fragment a frame. Only what follows native pixels is looked at, whether it is padding.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PIXEL_TAGS = {FLOAT_PIXELS: 32, DOUBLE_PIXELS: 64, PIXELS: None}
 """Float, Double Float and Pixel Data, with the bits that the first two prescribe (PS3.3 C.7.6.24, C.7.6.25)."""
 
 DECODED_BYTES = 4 * 2**30
-"""Most that all frames of one file may take decoded: 2,000 CT slices of 1024 × 1024 at 16 bit."""
+"""Most that all frames of one file may take decoded: 2,000 CT slices of 1024 × 1024 pixels at 16 bit."""
 PADDING_BYTES = 4096
-"""Native pixel data may be longer than promised by up to a disk block of zeros (and less than a frame), which some exports
-pad with; more, or other bytes, mean that rows, columns or frames lie."""
+"""Native pixel data may be longer than promised by up to a disk block of zeros (and less than a frame): some pad so.
+More, or other bytes, mean that rows, columns or frames lie."""
 NATIVE_BITS = (1, 8, 16, 32, 64)
 
 UNDEFINED_LENGTH = 0xFFFFFFFF

@@ -3,14 +3,14 @@
 Order of PS3.3 C.11 and C.7.6.3: stored values → modality LUT or rescale. VOI and MONOCHROME1 are told beside the values, never applied
 to them. Of a functional group and the top level, the group of the frame goes first, then the shared one.
 
-Unit. HU: RescaleType (or ModalityLUTType) is HU; or it is absent, and this is a CT Image Storage object with a rescale, where HU is the
-default (PS3.3 C.8.2.1); or it is US there in an ORIGINAL image, whose output shall be HU whatever it says. Never HU: localizers (ImageType value 3 LOCALIZER),
-which are projections: no window of slices fits them. FRACTION: colour, as luma (ITU-R BT.601) over the range of
-BitsStored, and single bits. Everything else is MODALITY.
+Unit. HU: RescaleType (or ModalityLUTType) is HU; or it is absent, and this is an object of a CT class with a rescale,
+where HU is the default (PS3.3 C.8.2.1); or it is US there in an ORIGINAL image, whose output shall be HU whatever it
+says. Never HU: localizers (ImageType value 3 LOCALIZER), which are projections: no window for slices fits them.
+FRACTION: colour, as luma (ITU-R BT.601) over the range of BitsStored, and single bits. Everything else is MODALITY.
 
-VOI: VOI LUTs first, as they are the maker's rendering where a window is its approximation, then windows, each in the file's order;
-windows that no function can use are left out. Inversion goes by MONOCHROME1 alone: PresentationLUTShape says the same twice in a
-valid object (PS3.3 C.8.11.3.1.2), and where it contradicts, viewers follow PhotometricInterpretation.
+VOI: VOI LUTs first, as they are the maker's rendering where a window is its approximation, then windows, each in the
+file's order; windows that no function can use are left out. Inversion goes by MONOCHROME1 alone: in a valid object
+PresentationLUTShape says the same once more (PS3.3 C.8.11.3.1.2), and inverting for both would undo it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from pydicom import Dataset, uid
 from pydicom.pixels import apply_color_lut
 
+from pipeline.dicom.bounded import parsing
 from pipeline.dicom.codestream import Color
-from pipeline.dicom.frames import ImageFile, StoredFrame, open_image, parsing, read_stored
+from pipeline.dicom.frames import ImageFile, StoredFrame, open_image, read_stored
 from pipeline.dicom.lookup import read_table
+from pipeline.dicom.pixel_element import DOUBLE_PIXELS, FLOAT_PIXELS
 from pipeline.errors import Rejected, RejectReason
+from pipeline.raster import luma
 from transforms.intensity import FloatImage, Pixels, PixelUnit, Voi, VoiFunction
-
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""ITU-R BT.601, which is also the Y of YBR_FULL (PS3.3 C.7.6.3.1.2)."""
 
 CT_CLASSES = frozenset({uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage})
 
@@ -55,18 +55,18 @@ def read_pixels(path: Path, frame: int = 0) -> Pixels:
 def read_frames(path: Path) -> Iterator[Pixels]:
     """All frames in order, one in memory at a time. Raises Rejected, as `read_pixels`."""
     with open_image(path) as image:
-        for frame in range(image.frames):
+        for frame in range(image.shape.frames):
             yield _pixels(image, frame)
 
 
 def frame_count(path: Path) -> int:
     """Number of frames, from the header and checked against the bytes there are. Raises Rejected, as `read_pixels`."""
     with open_image(path) as image:
-        return image.frames
+        return image.shape.frames
 
 
 def _pixels(image: ImageFile, frame: int) -> Pixels:
-    photometric, samples = image.photometric_interpretation, image.format.samples_per_pixel
+    photometric, samples = image.shape.photometric_interpretation, image.shape.samples_per_pixel
     if samples != (1 if photometric in (*_GRAY, _PALETTE) else 3) or photometric not in (
         *_GRAY,
         _PALETTE,
@@ -79,12 +79,12 @@ def _pixels(image: ImageFile, frame: int) -> Pixels:
             f"{samples} samples a pixel with no, or an unsuited, PhotometricInterpretation",
         )
     stored = read_stored(image, frame)
-    with parsing():
+    with parsing(image.window):
         spacing = _spacing_mm(image, frame)
         if photometric not in _GRAY:
             return Pixels(_luma(stored, image), PixelUnit.FRACTION, spacing_mm=spacing)
         inverted = photometric == "MONOCHROME1"
-        if image.format.bits_allocated == 1:
+        if image.shape.bits_allocated == 1:
             return Pixels(stored.values.astype(np.float32), PixelUnit.FRACTION, inverted=inverted, spacing_mm=spacing)
         padding = _padding(stored.values, image)
         values, unit, negative = _modality_values(stored.values, image, frame)
@@ -106,7 +106,7 @@ def _modality_values(stored: NDArray[Any], image: ImageFile, frame: int) -> tupl
     """Modality values (PS3.3 C.11.1), their unit, and whether they can be negative."""
     source = _group(image, frame, "PixelValueTransformationSequence") or image.dataset
     tables = source.get("ModalityLUTSequence")
-    if tables and image.pixel_keyword == "PixelData":
+    if tables and not image.is_float:
         table = read_table(tables[0], signed_input=image.signed, little_endian=image.little_endian)
         in_hu = str(tables[0].get("ModalityLUTType") or "").strip().upper() == "HU"
         return table(stored), PixelUnit.HU if in_hu and not _is_localizer(image) else PixelUnit.MODALITY, False
@@ -116,11 +116,8 @@ def _modality_values(stored: NDArray[Any], image: ImageFile, frame: int) -> tupl
     if slope == 0:
         raise Rejected(RejectReason.UNSUPPORTED_PIXELS, "RescaleSlope is 0: every pixel has the same modality value")
     negative = image.signed or stored.dtype.kind == "f" or intercept < 0 or slope < 0
-    if slope == 1 and intercept == 0:
-        values = stored.astype(np.float32)
-    else:
-        values = (stored * np.float64(slope) + intercept).astype(np.float32)
-    return values, _unit(source, image, rescaled), negative
+    values = stored if slope == 1 and intercept == 0 else stored * np.float64(slope) + intercept
+    return values.astype(np.float32), _unit(source, image, rescaled), negative
 
 
 def _unit(source: Dataset, image: ImageFile, rescaled: bool) -> PixelUnit:
@@ -162,14 +159,14 @@ def _vois(image: ImageFile, frame: int, negative: bool) -> tuple[Voi, ...]:
 
 
 def _padding(stored: NDArray[Any], image: ImageFile) -> NDArray[np.bool_] | None:
-    """Where stored values are padding: PixelPaddingValue, or the range to PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2); None if nowhere."""
-    prefix = {"PixelData": "", "FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}[image.pixel_keyword]
+    """Where values are padding (PS3.3 C.7.5.1.1.2): PixelPaddingValue, or its range to the limit; None if nowhere."""
+    prefix = {FLOAT_PIXELS: "Float", DOUBLE_PIXELS: "DoubleFloat"}.get(image.element.tag, "")
     value = _number(image.dataset, f"{prefix}PixelPaddingValue")
     if value is None:
         return None
     limit = _number(image.dataset, f"{prefix}PixelPaddingRangeLimit")
     ends = [value, value if limit is None else limit]
-    if image.pixel_keyword == "PixelData":  # VR US or SS, often the wrong one: 63536 is -2000 in a signed image
+    if not image.is_float:  # VR US or SS, often the wrong one: 63536 is -2000 in a signed image
         ends = [
             end - _WORD if image.signed and end >= _SIGN else end + _WORD if not image.signed and end < 0 else end
             for end in ends
@@ -180,20 +177,19 @@ def _padding(stored: NDArray[Any], image: ImageFile) -> NDArray[np.bool_] | None
 
 def _luma(stored: StoredFrame, image: ImageFile) -> FloatImage:
     """Colour → gray 0-1. Y of YBR is the luma already; a JPEG's own markers go before PhotometricInterpretation."""
-    if image.signed or image.pixel_keyword != "PixelData":
+    if image.signed or image.is_float:
         raise Rejected(RejectReason.UNSUPPORTED_PIXELS, "colour pixels that are signed or floating point")
-    photometric, values = image.photometric_interpretation, stored.values
+    photometric, values = image.shape.photometric_interpretation, stored.values
     if photometric == _PALETTE:
-        values = apply_color_lut(values, image.dataset)
-        return (values @ LUMA / np.float32(np.iinfo(values.dtype).max)).astype(np.float32)
-    white = np.float32((1 << image.bits_stored) - 1)
+        table = np.asarray(apply_color_lut(values, image.dataset))
+        return luma(table, float(np.iinfo(table.dtype).max))
+    white = float((1 << image.bits_stored) - 1)
     if stored.color is Color.RGB or (stored.color is None and photometric in _RGB):
-        return (values @ LUMA / white).astype(np.float32)
-    luma = values[..., 0].astype(np.float32)
+        return luma(values, white)
     if photometric in _YBR_PARTIAL and stored.color is None:
-        step = np.float32(1 << (image.bits_stored - 8)) if image.bits_stored >= 8 else np.float32(1)
-        return np.clip((luma / step - 16) / 219, 0, 1).astype(np.float32)
-    return luma / white
+        step = 2.0 ** (image.bits_stored - 8)
+        return np.clip((values[..., 0] / np.float32(step) - 16) / 219, 0, 1).astype(np.float32)
+    return luma(values[..., :1], white)
 
 
 def _spacing_mm(image: ImageFile, frame: int) -> tuple[float, float] | None:

@@ -1,9 +1,10 @@
 """A MONAI `ImageReader` for DICOM images: `LoadImaged(keys, reader=DicomReader())` gives what `read_pixels` gives.
 
-MONAI's own readers leave out VOI and MONOCHROME1 and stack whatever lies in a folder; this one reads one frame of one file. The
-array is (rows, columns) float32 modality values, its meta holds the `Pixels` under "pixels", as `transforms.intensity.UnitRanged`
-wants them. The affine is the identity of 4 × 4: index space of the array, (row, column), is the space that
-transforms act in, so that their inverse ends in source pixels; where the slice lies in the patient is the series' matter.
+MONAI's own readers leave out VOI and MONOCHROME1 and stack whatever lies in a folder; this one reads one frame of one
+file. The array is (rows, columns) float32 modality values; its meta holds the `Pixels` under "pixels", for
+`transforms.intensity.UnitRanged`. The affine is the identity of 4 × 4: the space that transforms act in is that of
+array indices (row, column), so that their inverse ends in source pixels; where the slice lies in the patient is a
+matter of its series.
 """
 
 from __future__ import annotations
@@ -22,8 +23,25 @@ from pipeline.dicom.pixels import read_pixels
 from transforms.intensity import Pixels
 
 
+class CarriedPixels(np.ndarray[Any, Any]):
+    """A `Pixels` in an array of no dimensions, with the attributes of what it carries.
+
+    LoadImaged lets nothing but numbers, text, containers and arrays through in meta (its `switch_endianness`).
+    """
+
+    @classmethod
+    def of(cls, pixels: Pixels) -> CarriedPixels:
+        """The array that carries `pixels`."""
+        return np.array(pixels, dtype=object).view(cls)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # numpy and copy look for protocols, which are the array's
+            raise AttributeError(name)
+        return getattr(self.item(), name)
+
+
 class DicomReader(ImageReader):
-    """Reads frame `frame` (from 0) of a DICOM file. `read` raises Rejected, with its reason, for a file that it cannot decode."""
+    """Reads frame `frame` (from 0) of a DICOM file; `read` raises Rejected, with its reason, where it cannot."""
 
     def __init__(self, frame: int = 0) -> None:
         super().__init__()
@@ -41,7 +59,7 @@ class DicomReader(ImageReader):
     def get_data(self, img: Pixels) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """(rows, columns) modality values and their meta."""
         meta: dict[str, Any] = {
-            "pixels": img,
+            "pixels": CarriedPixels.of(img),
             MetaKeys.AFFINE: np.eye(4),
             MetaKeys.ORIGINAL_AFFINE: np.eye(4),
             MetaKeys.SPACE: SpaceKeys.RAS,

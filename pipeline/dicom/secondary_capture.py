@@ -8,9 +8,11 @@ a series.
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -31,6 +33,7 @@ from pipeline.dicom.source import (
     carry_all,
     frame_count,
     inherited_marks,
+    items,
     settle_character_set,
 )
 from pipeline.errors import ObjectError
@@ -38,8 +41,7 @@ from pipeline.errors import ObjectError
 KIND = "secondary_capture"
 LO_CHARACTERS, ST_CHARACTERS, LT_CHARACTERS = 64, 1024, 10240  # PS3.5 6.2
 MINIMUM_COSINE = 0.05
-"""A direction's smaller component counts as a tilt from about 3 degrees on; below, it is a patient not lying quite
-straight."""
+"""A direction's smaller component counts as a tilt from about 3 degrees on; below, the patient lies a little askew."""
 UNPAIRED_BODY_PARTS = frozenset(
     [
         "ABDOMEN",
@@ -134,6 +136,12 @@ def secondary_capture(
     return image
 
 
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """The picture (rows, columns, 3) of a Secondary Capture that radloop wrote."""
+    picture: NDArray[np.uint8] = dcmread(path).pixel_array
+    return picture
+
+
 def _check(source: Dataset, frame: int, picture: NDArray[np.uint8]) -> None:
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or picture.size == 0:
         raise ObjectError(f"picture: expected uint8 (rows, columns, 3), found {picture.dtype} {picture.shape}")
@@ -185,8 +193,7 @@ def _geometry(source: Dataset, frame: int) -> Dataset:
     if "ImageLaterality" not in geometry:
         _carry_laterality(source, geometry)
     geometry.PatientOrientation = _patient_orientation(source, frame)
-    if source.get("AnatomicalOrientationType") == "QUADRUPED":
-        geometry.AnatomicalOrientationType = "QUADRUPED"
+    carry_all(source, ("AnatomicalOrientationType",), geometry)
     spacing = _numbers(_of_frame(source, frame, "PixelMeasuresSequence"), "PixelSpacing", 2)
     if spacing is not None and min(spacing) > 0:
         carry_all(_of_frame(source, frame, "PixelMeasuresSequence"), ("PixelSpacing",), geometry)
@@ -215,7 +222,8 @@ def _patient_orientation(source: Dataset, frame: int) -> list[str] | str:
     if own is not None:
         return [str(direction) for direction in own.value]
     plane = _numbers(_of_frame(source, frame, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
-    if plane is None or source.get("AnatomicalOrientationType") == "QUADRUPED":
+    kind = carried(source, "AnatomicalOrientationType")
+    if plane is None or (kind is not None and kind.value == "QUADRUPED"):
         return ""
     directions = [_direction(plane[:3]), _direction(plane[3:])]
     return directions if all(directions) else ""
@@ -231,11 +239,11 @@ def _direction(cosines: list[float]) -> str:
 def _of_frame(source: Dataset, frame: int, macro: str) -> Dataset:
     """Where the attributes of a frame stand: its functional group, the shared one (PS3.3 C.7.6.16), else the dataset
     itself."""
-    groups = list(source.get("PerFrameFunctionalGroupsSequence") or ())[frame : frame + 1]
-    for group in [*groups, *(source.get("SharedFunctionalGroupsSequence") or ())]:
-        items = group.get(macro)
-        if items:
-            return items[0]
+    groups = items(source, "PerFrameFunctionalGroupsSequence")[frame : frame + 1]
+    for group in [*groups, *items(source, "SharedFunctionalGroupsSequence")]:
+        found = items(group, macro)
+        if found:
+            return found[0]
     return source
 
 

@@ -12,6 +12,7 @@ import logging
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -42,12 +43,10 @@ TYPE_2 = (
     "StudyDate",
     "StudyTime",
 )
-"""Type 2 of the Patient (PS3.3 C.7.1.1) and General Study (C.7.2.1) modules: present in every object, empty where
-unknown."""
+"""Type 2 of the Patient (PS3.3 C.7.1.1) and General Study (C.7.2.1) modules: in every object, empty where unknown."""
 
 KEPT = ("StudyInstanceUID", "PatientID")
-"""Where a PACS files an object: never emptied or changed. An invalid one makes the object invalid, and it is not
-written."""
+"""Where a PACS files an object: never emptied or changed. Where one is invalid, no object is made."""
 
 PATIENT_AND_STUDY = (
     *KEPT,
@@ -84,6 +83,7 @@ ENUMERATED = {
     "RecognizableVisualFeatures": ("YES", "NO"),
     "Laterality": ("R", "L"),
     "ImageLaterality": ("R", "L", "U", "B"),
+    "AnatomicalOrientationType": ("BIPED", "QUADRUPED"),
     "LossyImageCompression": ("00", "01"),
     "UniversalEntityIDType": ("DNS", "EUI64", "ISO", "URI", "UUID", "X400", "X500"),
 }
@@ -100,11 +100,9 @@ LOSSY_METHODS = {
 HTJ2K in their general syntaxes may lose or not: there the source's own LossyImageCompression tells."""
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, struct.error)
-"""What pydicom raises for an element whose bytes or VR make no sense (a `Bad DS` is a ValueError, an unknown VR
-none)."""
+"""What pydicom raises for an element whose bytes or VR make no sense."""
 
-
-_ZONE = re.compile(r"[+-][0-9]{4}")  # PS3.3 C.12.1.1.8
+_ZONE = re.compile(r"[+-](0[0-9]|1[0-4])[0-5][0-9]")  # PS3.3 C.12.1.1.8
 _OLD_DATE = re.compile(r"(\d{4})\.(\d\d)\.(\d\d)")  # ACR-NEMA, PS3.5 6.2
 _OLD_TIME = re.compile(r"(\d\d):(\d\d)(?::(\d\d(?:\.\d+)?))?")
 _MISSPELT_SET = re.compile(r"ISO[ _-]?(2022)?[ _-]?IR[ _-]?(\d+)")
@@ -121,7 +119,7 @@ def read_source(path: Path) -> Dataset:
             return as_source(dcmread(path, stop_before_pixels=True, force=True))
     except OSError as error:
         raise Rejected(RejectReason.UNREADABLE, error.strerror or "input/output error") from error
-    except (*UNREADABLE, InvalidDicomError, EOFError, RecursionError) as error:
+    except (*UNREADABLE, InvalidDicomError, EOFError, RecursionError, zlib.error) as error:
         raise Rejected(RejectReason.MALFORMED, f"the header cannot be parsed ({type(error).__name__})") from error
 
 
@@ -158,9 +156,8 @@ def carried(source: Dataset, keyword: str) -> DataElement | None:
                 return None
             value = source[keyword].value
             several = isinstance(value, MultiValue | list | tuple)
-            element = DataElement(
-                _tag(keyword), vr, [_plain(part, vr) for part in value] if several else _plain(value, vr)
-            )
+            plain = [_plain(part, vr) for part in value] if several else _plain(value, vr)
+            element = DataElement(_tag(keyword), vr, plain)
             if conformance.element_finding(element) is not None:
                 return None
         except UNREADABLE:
@@ -176,6 +173,22 @@ def carry_all(source: Dataset, keywords: Iterable[str], target: Dataset) -> Data
         if element is not None:
             target.add(element)
     return target
+
+
+def has_value(source: Dataset, keyword: str) -> bool:
+    """Whether the attribute is there and not empty, valid or not."""
+    tag = _tag(keyword)
+    value = source.get_item(tag).value if tag in source else None
+    return bool(value.strip() if isinstance(value, str | bytes) else value)
+
+
+def items(source: Dataset, keyword: str) -> Sequence[Dataset]:
+    """The items of a sequence; none where it is absent or is none."""
+    try:
+        value = source[keyword].value
+    except UNREADABLE:
+        return ()
+    return value if isinstance(value, Sequence) and all(isinstance(item, Dataset) for item in value) else ()
 
 
 def frame_count(source: Dataset) -> int:
@@ -203,8 +216,7 @@ def inherited_marks(source: Dataset) -> Dataset:
 
 
 def settle_character_set(dataset: Dataset, source: Dataset) -> None:
-    """Gives `dataset`, complete but for it, the source's SpecificCharacterSet, or UTF-8 where its text needs more
-    than that."""
+    """Gives `dataset`, complete but for it, the source's SpecificCharacterSet; UTF-8 where that lacks its letters."""
     declared = declared_character_set(source)
     texts = [element for element in dataset.iterall() if element.VR in conformance.TEXT_VRS]
     if all(conformance.is_encodable(element, declared) for element in texts):
@@ -224,7 +236,7 @@ def _make_valid(source: Dataset, keyword: str) -> None:
     if element is not None:
         source[tag] = element
         return
-    if source.get_item(tag).value:
+    if has_value(source, keyword):
         uid = str(source.get("SOPInstanceUID", ""))
         logger.warning("%s: %s has no valid value; derived objects do without it", uid, keyword)
     del source[tag]

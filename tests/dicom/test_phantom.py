@@ -16,7 +16,9 @@ from pydicom.errors import InvalidDicomError
 from pydicom.fileset import FileSet
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, MediaStorageDirectoryStorage
 
-from pipeline.dicom.phantom import NOT_A_PATIENT, Export, _plan, make_export
+from pipeline.dicom.phantom import NOT_A_PATIENT, Export, make_export
+from pipeline.dicom.phantom_plan import plan
+from pipeline.errors import ConfigError
 
 ODDITIES = {"README.TXT", "RESENT/IM000000", "RESENT/IM000001", "DICOMDIR"}
 
@@ -65,9 +67,11 @@ def test_oddities_are_what_they_are_called(export: Export, headers: dict[str, Da
     copy = export.folder / "RESENT/IM000000"
     twins = [name for name in headers if filecmp.cmp(export.folder / name, copy, shallow=False)]
     assert len(twins) == 1
-    cut = (export.folder / "RESENT/IM000001").read_bytes()
-    whole = [name for name in headers if (export.folder / name).read_bytes().startswith(cut)]
-    assert len(whole) == 1
+    cut = export.folder / "RESENT/IM000001"
+    header = dcmread(cut, stop_before_pixels=True)
+    assert header.SOPInstanceUID not in {each.SOPInstanceUID for each in headers.values()}
+    assert header.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert cut.stat().st_size < header.Rows * header.Columns * 2
     with pytest.raises(InvalidDicomError):
         dcmread(export.folder / "README.TXT")
 
@@ -124,13 +128,13 @@ def test_series_are_geometrically_sound(headers: dict[str, Dataset]) -> None:
 
 
 def test_nothing_but_the_opacities_tells_the_class() -> None:
-    plan = list(_plan(40, seed=0))
-    assert len({patient.name for patient in plan}) == 40
+    patients = list(plan(40, seed=0))
+    assert len({patient.name for patient in patients}) == 40
 
-    def shared(positive: bool) -> Counter:
+    def shared(positive: bool) -> Counter[tuple[object, ...]]:
         return Counter(
             (p.scanner, p.transfer_syntax, p.contrast, p.soft_series, p.studies, p.radiograph, p.report, p.female)
-            for p in plan
+            for p in patients
             if p.positive is positive
         )
 
@@ -152,7 +156,7 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path: Path, export: Export) 
 
 
 def test_another_seed_gives_other_patients_and_replaces_the_export(tmp_path: Path, export: Export) -> None:
-    (tmp_path / "export").mkdir()
+    make_export(tmp_path, patients=2, slices=1, size=32, seed=7)
     (tmp_path / "export" / "stale").write_text("left over")
     seen: list[tuple[int, int]] = []
     other = make_export(
@@ -162,6 +166,14 @@ def test_another_seed_gives_other_patients_and_replaces_the_export(tmp_path: Pat
     assert not (other.folder / "stale").exists()
     uids = {row["StudyInstanceUID"] for row in sheet(other.labels)}
     assert not uids & {row["StudyInstanceUID"] for row in sheet(export.labels)}
+
+
+def test_what_was_not_generated_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "scan.dcm").write_text("somebody's")
+    with pytest.raises(ConfigError, match="found other files"):
+        make_export(tmp_path, patients=2, slices=1, size=32)
+    assert (tmp_path / "export" / "scan.dcm").read_text() == "somebody's"
 
 
 def test_too_small_an_export_is_refused(tmp_path: Path) -> None:

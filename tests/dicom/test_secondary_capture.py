@@ -95,7 +95,7 @@ def invalid_values() -> Dataset:
         16,
         PatientSex="X",
         PatientAge="62",
-        PatientWeight="heavy",
+        PatientWeight="70.12345678901234567",
         StudyDate="1997.04.24",
         StudyTime="14:04:38",
         PatientBirthDate="19700231",
@@ -286,11 +286,17 @@ def test_texts_fit_their_attributes() -> None:
     assert len(dataset.ImageComments) == 10240
 
 
-def test_a_patient_id_that_no_pacs_can_file_is_refused(tmp_path: Path) -> None:
-    dataset = capture(ct_slice(16, PatientID="P" * 80))
+@pytest.mark.parametrize("identity", ["P" * 80, ["P", "PPP"], "P\x07PP"])
+def test_a_patient_id_that_no_pacs_can_file_is_refused(identity: object) -> None:
     with pytest.raises(ObjectError, match="PatientID") as caught:
-        write_object(dataset, tmp_path)
+        capture(ct_slice(16, PatientID=identity))
     assert "PPP" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uid", ["../..", "1.02.3", "", "1.2.3." * 12 + "1"])
+def test_a_study_that_is_none_is_refused(uid: str) -> None:
+    with pytest.raises(ObjectError, match="StudyInstanceUID"):
+        capture(ct_slice(16, study_instance_uid="1.2.3", StudyInstanceUID=uid))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.dicom.header import is_dicom, read_header
 from pipeline.errors import Rejected, RejectReason
+from pipeline.files import open_regular
 from pipeline.identity import IdentityKey
 from pipeline.raster import read_raster_header
 
@@ -45,7 +46,7 @@ class Entry:
 
 
 def walk(root: Path) -> Iterator[Entry]:
-    """Every file below `root`, depth first, folders' entries sorted by name. Raises OSError where root is unreadable."""
+    """Every file below `root`, depth first, folders sorted by name. Raises OSError where root itself is unreadable."""
     pending = _listed(str(root))
     pending.reverse()
     while pending:
@@ -109,16 +110,9 @@ def read_entry(entry: Entry, *, root: str, key: IdentityKey) -> dict[str, Any]:
     if entry.refusal is not None:
         raise Rejected(*entry.refusal)
     path = Path(root) / entry.path
-    try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise Rejected(RejectReason.NOT_REGULAR, "no regular file any more")
-        if status.st_size == 0:
-            raise Rejected(RejectReason.EMPTY, "0 bytes")
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError as error:
-        raise Rejected(RejectReason.UNREADABLE, error.strerror or type(error).__name__) from None
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+        head = file.read(HEAD_BYTES)
     row: dict[str, Any] = {"path": entry.path, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     if is_dicom(head):
         return row | {"format": "dicom"} | read_header(path, key, shown_path=entry.path)
