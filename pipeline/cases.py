@@ -24,7 +24,14 @@ Unit = Literal["image", "series", "study"]
 
 EXCLUSION_COLUMNS = ["source", "path", "rule"]
 CASE_COLUMNS = ["case_id", "study_instance_uid", "series_instance_uid", "sop_instance_uid", "path"]
-OWN_MANUFACTURER, OWN_OBJECT = "radloop", "radloop's own object"
+OWN_MANUFACTURER, OWN_OBJECT, NO_IMAGE = "radloop", "radloop's own object", "no image: "
+NOT_IMAGES = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a label map",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a dose distribution",
+}
+"""SOP classes with pixels that are no picture of a patient: somebody's results, not something to classify."""
 UNIT_COLUMN: dict[Unit, str] = {"series": "series_instance_uid", "study": "study_instance_uid"}
 JOIN_COLUMN = {
     JoinKey.STUDY: "study_instance_uid",
@@ -57,15 +64,16 @@ def group_images(
     facts: Mapping[str, str] | None = None,
     keep_all: bool = False,
 ) -> Cases:
-    """Images that the rules admit, one row a frame, grouped by `unit`. A file without the UID of the unit is a case of its own.
+    """Images that the rules admit, one row a frame, grouped by `unit`; a file without the unit's UID is a case of its own.
 
-    `keep_all`: the rules leave nothing out but radloop's own objects; the column `rule` of the images says which one each breaks,
-    '' for those that break none. `facts` fill columns that a file's header leaves empty. `drop_collisions`: files that share a SOPInstanceUID with another are left out but for a duplicate's first path (training);
-    otherwise each is predicted (inference).
+    `facts` fill columns that a file's header leaves empty. `keep_all`: nothing is left out but radloop's own objects and what is
+    no image; the column `rule` of the images says which rule each breaks, '' for those that break none. `drop_collisions`:
+    files that share a SOPInstanceUID with another are left out but for a duplicate's first path (training); otherwise each is
+    predicted (inference).
     """
     table = _with_facts(index.table.reset_index(drop=True), facts or {})
     rule = _broken_rules(table, rules, drop_collisions)
-    out = (rule == OWN_OBJECT) if keep_all else (rule != "")
+    out = (rule == OWN_OBJECT) | rule.str.startswith(NO_IMAGE) if keep_all else (rule != "")
     exclusions = table.loc[out, ["source", "path"]].assign(rule=rule[out])
     kept = table.assign(rule=rule).loc[~out].reset_index(drop=True)
     kept["case_id"] = _case_ids(kept, unit)
@@ -125,6 +133,8 @@ def _broken_rules(table: pd.DataFrame, rules: Rules, drop_collisions: bool) -> p
         rule.loc[where & (rule == "")] = text
 
     leave_out(table["manufacturer"].fillna("").str.lower() == OWN_MANUFACTURER, OWN_OBJECT)
+    for uid, what in NOT_IMAGES.items():
+        leave_out(table["sop_class_uid"].fillna("") == uid, NO_IMAGE + what)
     if drop_collisions:
         for collision in ("duplicate", "conflict"):
             leave_out(table["collision"] == collision, f"collision: {collision}")
@@ -198,10 +208,8 @@ def _join_value(value: str, sheet: Sheet, key: IdentityKey) -> str | None:
 
 def _match_sheet(images: pd.DataFrame, sheet: pd.DataFrame, join: JoinKey) -> pd.Series:
     """For each image the sheet's row; rows that repeat a key with the same content count once, the first is taken otherwise."""
-    if join is JoinKey.FILE_NAME:
-        values = images["path"].map(lambda path: Path(path).name)
-    else:
-        values = images[JOIN_COLUMN[join]]
+    by_name = join is JoinKey.FILE_NAME
+    values = images["path"].map(lambda path: Path(path).name) if by_name else images[JOIN_COLUMN[join]]
     usable = sheet.dropna(subset="join_value")
     clashing = usable.drop_duplicates().loc[lambda rows: rows["join_value"].duplicated(keep=False), "join_value"]
     if len(clashing):

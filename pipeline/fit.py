@@ -1,8 +1,8 @@
 """Fitting a network with MONAI's engines: epochs of training, each followed by validation, recorded and resumable.
 
 Events: MONAI's trainer runs the epochs; `ValidationHandler` runs the evaluator after each; then the learning rate is stepped,
-a row goes to `history.csv` and TensorBoard, and `checkpoint.pt` is written whole. The row decides what is best and when to stop, so a resumed
-run decides alike.
+a row goes to `history.csv` and TensorBoard, and `checkpoint.pt` is written whole. The rows decide what is best and when to
+stop, so a resumed run decides alike.
 """
 
 from __future__ import annotations
@@ -267,7 +267,9 @@ def _pred_and_label(output: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torc
 
 def _losses(loss: nn.CrossEntropyLoss, output: dict[str, torch.Tensor]) -> torch.Tensor:
     """(batch, 1) losses: Average takes the first of two axes for the batch, so the mean is over all images."""
-    return nn.functional.cross_entropy(output["pred"].float(), output["label"], weight=loss.weight, reduction="none")[:, None]
+    return nn.functional.cross_entropy(output["pred"].float(), output["label"], weight=loss.weight, reduction="none")[
+        :, None
+    ]
 
 
 def _auroc(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -159,7 +159,7 @@ def _write_tables(
 ) -> InferenceSummary:
     images = image_table(grouped.images, results, model)
     cases = case_table(grouped.cases, images, model)
-    problem = cases["case_id"].map(problems).fillna("")
+    problem = pd.Series([problems.get(case_id, "") for case_id in cases["case_id"]], dtype=str)
     cases.loc[problem != "", "status"] = STATUS_NO_OBJECT
     cases["reason"] = cases["reason"].where(problem == "", problem)
     write_table(out / "rejects.csv", index.rejects)

@@ -64,7 +64,7 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     4: lambda image: image[::-1],
     5: lambda image: np.swapaxes(image, 0, 1),
     6: lambda image: np.rot90(image, -1),
-    7: lambda image: np.rot90(image[:, ::-1], 1),
+    7: lambda image: np.swapaxes(image[::-1, ::-1], 0, 1),
     8: lambda image: np.rot90(image, 1),
 }
 """By EXIF orientation (CIPA DC-008 4.6.4): what sets the stored image upright."""
@@ -161,7 +161,7 @@ def _check_png_end(file: BinaryIO) -> None:
     file.seek(len(_PNG_SIGNATURE))
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">L4s", head)
-        if kind == b"IEND":
+        if kind == b"IEND" and len(file.read(4)) == 4:
             return
         file.seek(length + 4, os.SEEK_CUR)
     raise Rejected(RejectReason.TRUNCATED, "the PNG file lacks its end (IEND)")

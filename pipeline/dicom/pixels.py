@@ -10,7 +10,8 @@ FRACTION: colour, as luma (ITU-R BT.601) over the range of BitsStored, and singl
 
 VOI: VOI LUTs first, as they are the maker's rendering where a window is its approximation, then windows, each in the
 file's order; windows that no function can use are left out. Inversion goes by MONOCHROME1 alone: in a valid object
-PresentationLUTShape says the same once more (PS3.3 C.8.11.3.1.2), and inverting for both would undo it.
+PresentationLUTShape says the same once more (PS3.3 C.8.11.3.1.2), and inverting for both would undo it. Where the two
+contradict, readers differ (dcmtk follows the shape).
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def format_of(image: NDArray[Any]) -> FrameFormat:
     return FrameFormat(image.shape[0], image.shape[1], 1, image.dtype.itemsize * 8)
 
 
-def write(path: Path, frames: list[list[bytes]], syntax: str, *, extended: bool = False, table: bool = True, **attributes: Any) -> Path:
+def write(
+    path: Path, frames: list[list[bytes]], syntax: str, *, extended: bool = False, table: bool = True, **attributes: Any
+) -> Path:
     """A file whose frames are lists of fragments."""
     dataset = Dataset()
     values = {"Rows": 40, "Columns": 48, "SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15}
@@ -65,7 +67,9 @@ def write(path: Path, frames: list[list[bytes]], syntax: str, *, extended: bool 
         setattr(dataset, keyword, value)
     joined = [b"".join(parts) for parts in frames]
     if extended:
-        dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulate_extended(joined)
+        dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulate_extended(
+            joined
+        )
     elif all(len(parts) == 1 for parts in frames):
         dataset.PixelData = encapsulate(joined, has_bot=table)
     else:
@@ -137,7 +141,9 @@ def test_header_that_lies_on_the_size_is_rejected(syntax: str, lie: tuple[int, i
     image = (picture() // 12).astype(np.uint8) if syntax in LOSSY else picture()
     rows, columns, samples, _ = lie
     with pytest.raises(Rejected) as caught:
-        decode_frame((LOSSLESS | LOSSY)[syntax](image), syntax, FrameFormat(rows, columns, samples, image.dtype.itemsize * 8))
+        decode_frame(
+            (LOSSLESS | LOSSY)[syntax](image), syntax, FrameFormat(rows, columns, samples, image.dtype.itemsize * 8)
+        )
     assert caught.value.reason is RejectReason.SIZE_MISMATCH
 
 
@@ -244,7 +250,9 @@ def test_lossy_overshoot_is_clipped_and_not_wrapped(tmp_path: Path) -> None:
 
 def test_overlay_bits_in_a_lossless_stream_are_masked(tmp_path: Path) -> None:
     image = (picture() & 0x0FFF) | 0x8000
-    path = write(tmp_path / "a.dcm", [[imagecodecs.jpegls_encode(image)]], uid.JPEGLSLossless, BitsStored=12, HighBit=11)
+    path = write(
+        tmp_path / "a.dcm", [[imagecodecs.jpegls_encode(image)]], uid.JPEGLSLossless, BitsStored=12, HighBit=11
+    )
     np.testing.assert_array_equal(stored(path), picture() & 0x0FFF)
 
 

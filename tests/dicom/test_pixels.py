@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pydicom import uid
+from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 
@@ -64,7 +63,11 @@ def write(path: Path, values: NDArray[Any], syntax: str = uid.ExplicitVRLittleEn
 
 
 def ct(path: Path, values: NDArray[Any] = HU_RAMP, **attributes: Any) -> Path:
-    defaults: dict[str, Any] = {"SOPClassUID": uid.CTImageStorage, "Modality": "CT", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"]}
+    defaults: dict[str, Any] = {
+        "SOPClassUID": uid.CTImageStorage,
+        "Modality": "CT",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+    }
     return write(path, values, **(defaults | {"RescaleSlope": 2, "RescaleIntercept": -1024} | attributes))
 
 
@@ -110,7 +113,9 @@ def test_unit_rule(path: Path, attributes: dict[str, Any], unit: PixelUnit) -> N
     assert read_pixels(ct(path, **attributes)).unit is unit
 
 
-@pytest.mark.parametrize("syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    "syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian]
+)
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "u4"])
 def test_native_transfer_syntaxes_agree(path: Path, syntax: str, dtype: str) -> None:
     values = (np.arange(35).reshape(5, 7) * 7 - (100 if dtype == "i2" else 0)).astype(dtype)
@@ -127,10 +132,16 @@ def test_big_endian_words_of_8_bit_samples_are_swapped_for_every_frame(path: Pat
 
 
 @given(
-    allocated=st.sampled_from([8, 16, 32]), stored=st.integers(2, 32), high=st.integers(0, 31), signed=st.booleans(), seed=st.integers(0, 99)
+    allocated=st.sampled_from([8, 16, 32]),
+    stored=st.integers(2, 32),
+    high=st.integers(0, 31),
+    signed=st.booleans(),
+    seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_unused_bits_never_count(tmp_path_factory: Any, allocated: int, stored: int, high: int, signed: bool, seed: int) -> None:
+def test_unused_bits_never_count(
+    tmp_path_factory: Any, allocated: int, stored: int, high: int, signed: bool, seed: int
+) -> None:
     stored = min(stored, allocated, 24)  # more do not fit float32
     high = min(max(high, stored - 1), allocated - 1)
     rng = np.random.default_rng(seed)
@@ -180,7 +191,9 @@ def test_lut_of_8_bit_entries_packed_or_not(path: Path, syntax: str) -> None:
     for item in (packed, words):
         item.add_new("LUTDescriptor", "US", [4, 0, 8])
     order = "big" if syntax == uid.ExplicitVRBigEndian else "little"
-    packed.add_new("LUTData", "OW", b"".join((first | second << 8).to_bytes(2, order) for first, second in ((0, 51), (102, 255))))
+    packed.add_new(
+        "LUTData", "OW", b"".join((first | second << 8).to_bytes(2, order) for first, second in ((0, 51), (102, 255)))
+    )
     words.add_new("LUTData", "OW", b"".join(value.to_bytes(2, order) for value in (0, 51, 102, 255)))
     values = np.array([[0, 1, 2, 3]], np.uint16)
     for item in (packed, words):
@@ -199,14 +212,20 @@ def test_lut_shorter_than_it_says_is_malformed(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "width", "function"),
-    [("SIGMOID", 0.5, VoiFunction.SIGMOID), ("LINEAR_EXACT", 0.5, VoiFunction.LINEAR_EXACT), ("", 1, VoiFunction.LINEAR)],
+    [
+        ("SIGMOID", 0.5, VoiFunction.SIGMOID),
+        ("LINEAR_EXACT", 0.5, VoiFunction.LINEAR_EXACT),
+        ("", 1, VoiFunction.LINEAR),
+    ],
 )
 def test_voi_functions(path: Path, name: str, width: float, function: VoiFunction) -> None:
     pixels = read_pixels(write(path, HU_RAMP, WindowCenter=[5, 5], WindowWidth=[0, width], VOILUTFunction=name))
     assert [(voi.function, voi.width) for voi in pixels.voi] == [(function, width)]
 
 
-@pytest.mark.parametrize(("shape", "photometric"), [("INVERSE", "MONOCHROME1"), ("IDENTITY", "MONOCHROME2"), (None, "MONOCHROME1")])
+@pytest.mark.parametrize(
+    ("shape", "photometric"), [("INVERSE", "MONOCHROME1"), ("IDENTITY", "MONOCHROME2"), (None, "MONOCHROME1")]
+)
 def test_monochrome1_is_inverted_once(path: Path, shape: str | None, photometric: str) -> None:
     attributes = {"PresentationLUTShape": shape} if shape else {}
     pixels = read_pixels(write(path, HU_RAMP, PhotometricInterpretation=photometric, **attributes))
@@ -216,7 +235,13 @@ def test_monochrome1_is_inverted_once(path: Path, shape: str | None, photometric
 
 @pytest.mark.parametrize(
     ("dtype", "vr", "value", "limit"),
-    [("i2", "SS", -2000, None), ("i2", "US", 63536, None), ("u2", "SS", -2000, None), ("i2", "SS", -2000, -1990), ("i2", "SS", -1990, -2000)],
+    [
+        ("i2", "SS", -2000, None),
+        ("i2", "US", 63536, None),
+        ("u2", "SS", -2000, None),
+        ("i2", "SS", -2000, -1990),
+        ("i2", "SS", -1990, -2000),
+    ],
 )
 def test_padding_is_compared_in_stored_values(path: Path, dtype: str, vr: str, value: int, limit: int | None) -> None:
     values = np.array([[-2000, -1999, 5]], np.int16).view(dtype)
@@ -227,8 +252,6 @@ def test_padding_is_compared_in_stored_values(path: Path, dtype: str, vr: str, v
     if limit is not None:
         extra.add_new("PixelPaddingRangeLimit", vr, limit)
         elements["PixelPaddingRangeLimit"] = extra["PixelPaddingRangeLimit"]
-    from pydicom import dcmread
-
     dataset = dcmread(path)
     for element in elements.values():
         dataset.add(element)
@@ -260,7 +283,8 @@ def test_enhanced_ct_takes_each_frames_own_functional_groups(path: Path) -> None
         PixelValueTransformationSequence={"RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU"},
     )
     own = [
-        group(FrameVOILUTSequence={"WindowCenter": 40 + n, "WindowWidth": 400, "VOILUTFunction": "LINEAR_EXACT"}) for n in range(2)
+        group(FrameVOILUTSequence={"WindowCenter": 40 + n, "WindowWidth": 400, "VOILUTFunction": "LINEAR_EXACT"})
+        for n in range(2)
     ]
     own[1].PixelValueTransformationSequence = group(
         PixelValueTransformationSequence={"RescaleSlope": 2, "RescaleIntercept": 0, "RescaleType": "US"}
@@ -367,58 +391,10 @@ def test_nothing_of_the_patient_in_messages_or_warnings(path: Path) -> None:
     write(path, HU_RAMP, PatientName="Doe^Jane", PatientID="SECRET-1", PixelSpacing=[1, 1])
     data = path.read_bytes().replace(b"1\\1 ", b"DOE ").replace(b"MONOCHROME2", b"DOEDOEDOE  ")
     path.write_bytes(data)
-    with warnings.catch_warnings(record=True) as caught, pytest.raises(Rejected) as error:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        read_pixels(path)
+        with pytest.raises(Rejected) as error:
+            read_pixels(path)
     assert not caught
     assert "DOE" not in str(error.value).upper()
     assert "SECRET" not in str(error.value)
-
-
-REAL = pytest.mark.skipif("RADLOOP_DATA" not in os.environ, reason="RADLOOP_DATA is not set")
-
-
-@pytest.mark.real_data
-@REAL
-def test_every_real_file_decodes_or_says_why_not() -> None:
-    root = Path(os.environ["RADLOOP_DATA"], "dicom")
-    outcomes: Counter[str] = Counter()
-    other: dict[str, str] = {}
-    for file in sorted(path for path in root.rglob("*") if path.is_file()):
-        try:
-            for pixels in read_frames(file):
-                assert np.isfinite(pixels.values).all()
-                assert 0 <= to_unit_range(pixels, WINDOWS["lung"]).min() <= to_unit_range(pixels, WINDOWS["lung"]).max() <= 1
-            outcomes["decoded"] += 1
-        except Rejected as rejected:
-            outcomes[rejected.reason] += 1
-            if rejected.reason not in ("no_pixels", "not_an_image", "dicomdir"):
-                other[file.name] = rejected.reason
-    assert outcomes["decoded"] == 194
-    assert other == {
-        "JPEG2000-embedded-sequence-delimiter.dcm": "size_mismatch",
-        "MR_truncated.dcm": "truncated",
-        "badVR.dcm": "malformed",
-        "meta_missing_tsyntax.dcm": "malformed",
-        "nested_priv_SQ.dcm": "malformed",
-        "rtplan_truncated.dcm": "truncated",
-    }
-
-
-@pytest.mark.real_data
-@REAL
-def test_sixteen_syntaxes_of_one_slice_agree() -> None:
-    folder = Path(os.environ["RADLOOP_DATA"], "dicom", "cornerstone_ct_syntaxes")
-    files = sorted(folder.glob("*.dcm"))
-    assert len(files) == 16
-    reference = read_pixels(folder / "CTImage.dcm")
-    assert reference.padding is not None
-    inside = ~reference.padding
-    # Lossy by the encoder: 8 bits over 8000 HU are steps of 32 HU, 12 bits steps of 2, and JPEG adds its own.
-    tolerance_hu = {"1.2.4.50": 45, "1.2.4.51": 12, "1.2.4.53": 12, "1.2.4.55": 12, "1.2.4.81": 4, "1.2.4.91": 30}
-    for file in files:
-        pixels = read_pixels(file)
-        assert pixels.unit is PixelUnit.HU
-        allowed = next((value for syntax, value in tolerance_hu.items() if f"{syntax}.dcm" in file.name), 0)
-        worst = np.percentile(np.abs(pixels.values - reference.values)[inside], 99.5)
-        assert worst <= allowed, file.name

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from transforms.chains import GRAY_MEAN, GRAY_STD, IMAGENET_MEAN, IMAGENET_STD, evaluate_chain, prepare_chain, train_chain
+from transforms.chains import (
+    GRAY_MEAN,
+    GRAY_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    evaluate_chain,
+    prepare_chain,
+    train_chain,
+)
 from transforms.intensity import WINDOWS, Pixels, PixelUnit, to_metatensor
 
 SIZE = 64

@@ -63,12 +63,16 @@ def test_more_hounsfield_is_never_darker(name, values):
 def test_hounsfield_ignores_the_files_own_window():
     """The same tissue is the same number, whatever window the scanner suggested."""
     values = _array(-1000, -600, 40)
-    shown = [to_unit_range(Pixels(values, PixelUnit.HU, voi=(Voi(center=c, width=50),)), WINDOWS["lung"]) for c in (0, 500)]
+    shown = [
+        to_unit_range(Pixels(values, PixelUnit.HU, voi=(Voi(center=c, width=50),)), WINDOWS["lung"]) for c in (0, 500)
+    ]
     np.testing.assert_array_equal(*shown)
 
 
 def test_other_units_go_by_the_files_first_window():
-    pixels = Pixels(_array(0, 50, 100), PixelUnit.MODALITY, voi=(Voi(VoiFunction.LINEAR_EXACT, 50, 100), Voi(center=0, width=2)))
+    pixels = Pixels(
+        _array(0, 50, 100), PixelUnit.MODALITY, voi=(Voi(VoiFunction.LINEAR_EXACT, 50, 100), Voi(center=0, width=2))
+    )
     np.testing.assert_allclose(to_unit_range(pixels, WINDOWS["lung"])[0], [0, 0.5, 1])
 
 
@@ -84,7 +88,9 @@ def test_padding_is_black_and_does_not_count(inverted):
     values = np.linspace(100, 200, 200, dtype=np.float32)[None].repeat(2, axis=0)
     values[0, :50] = -30000
     padding = values < 0
-    with_padding = to_unit_range(Pixels(values, PixelUnit.MODALITY, padding=padding, inverted=inverted), WINDOWS["lung"])
+    with_padding = to_unit_range(
+        Pixels(values, PixelUnit.MODALITY, padding=padding, inverted=inverted), WINDOWS["lung"]
+    )
     assert (with_padding[padding] == 0).all()
     assert with_padding[1].max() - with_padding[1].min() > 0.95  # the fallback's range is that of the real values
 

@@ -22,7 +22,13 @@ def _resized(values: np.ndarray, size: int, mode: str):
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=sides, columns=sides, size=st.integers(32, 128), mode=st.sampled_from(MODES), where=st.tuples(st.floats(0.2, 0.8), st.floats(0.2, 0.8)))
+@given(
+    rows=sides,
+    columns=sides,
+    size=st.integers(32, 128),
+    mode=st.sampled_from(MODES),
+    where=st.tuples(st.floats(0.2, 0.8), st.floats(0.2, 0.8)),
+)
 def test_a_landmark_leads_back_to_its_pixel(rows, columns, size, mode, where):
     """The centre of a blob in the input, taken through the affine, is its centre in the source within half a pixel."""
     center = np.array([where[0] * (rows - 1), where[1] * (columns - 1)])
@@ -39,7 +45,12 @@ def test_a_landmark_leads_back_to_its_pixel(rows, columns, size, mode, where):
     weights = np.asarray(image[0], dtype=float)
     window = [slice(max(int(p) - 2, 0), int(p) + 3) for p in peak]
     local = weights[window[0], window[1]]
-    places = np.stack(np.meshgrid(*[np.arange(w.start, w.start + n) for w, n in zip(window, local.shape, strict=True)], indexing="ij"), -1)
+    places = np.stack(
+        np.meshgrid(
+            *[np.arange(w.start, w.start + n) for w, n in zip(window, local.shape, strict=True)], indexing="ij"
+        ),
+        -1,
+    )
     best = (places * local[..., None] ** 4).sum((0, 1)) / (local**4).sum()
     found = linear @ best + shift
     pixel = max(1.0, *np.abs(linear).sum(axis=1))
@@ -55,7 +66,9 @@ def test_the_affine_is_that_of_monais_inverse(mode):
     chain = Compose(resize_chain("image", size, mode))
     resized = chain({"image": image})
     back = np.asarray(chain.inverse(resized)["image"][0])
-    ours = map_back(resized["image"][0].as_tensor(), index_affine(resized["image"]), (rows, columns), (size, size), 1.0, 0.0)
+    ours = map_back(
+        resized["image"][0].as_tensor(), index_affine(resized["image"]), (rows, columns), (size, size), 1.0, 0.0
+    )
     seen = ours != 0
     inner = np.zeros_like(seen)
     inner[4:-4, 4:-4] = True
