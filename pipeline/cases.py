@@ -7,7 +7,7 @@ case (`case_id`, UIDs, `path` of its first image, `label`, `patient_key`). What 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -62,18 +62,19 @@ def group_images(
     *,
     drop_collisions: bool,
     facts: Mapping[str, str] | None = None,
-    keep_all: bool = False,
+    mark: Collection[str] = (),
 ) -> Cases:
     """Images that the rules admit, one row a frame, grouped by `unit`; a file without the unit's UID is a case of its own.
 
-    `facts` fill columns that a file's header leaves empty. `keep_all`: nothing is left out but radloop's own objects and what is
-    no image; the column `rule` of the images says which rule each breaks, '' for those that break none. `drop_collisions`:
+    `facts` fill columns that a file's header leaves empty. `mark`: file formats of which nothing is left out but radloop's own
+    objects and what is no image; the column `rule` of the images says which rule each breaks, '' for none. `drop_collisions`:
     files that share a SOPInstanceUID with another are left out but for a duplicate's first path (training); otherwise each is
     predicted (inference).
     """
     table = _with_facts(index.table.reset_index(drop=True), facts or {})
     rule = _broken_rules(table, rules, drop_collisions)
-    out = (rule == OWN_OBJECT) | rule.str.startswith(NO_IMAGE) if keep_all else (rule != "")
+    never = (rule == OWN_OBJECT) | rule.str.startswith(NO_IMAGE)
+    out = never | ((rule != "") & ~table["format"].isin(mark))
     exclusions = table.loc[out, ["source", "path"]].assign(rule=rule[out])
     kept = table.assign(rule=rule).loc[~out].reset_index(drop=True)
     kept["case_id"] = _case_ids(kept, unit)

@@ -24,7 +24,7 @@ from pipeline.config import Augmentation, Config, CustomWindow, Preprocessing
 from pipeline.dicom.pixels import read_pixels
 from pipeline.errors import Rejected, RejectReason
 from pipeline.raster import read_raster
-from pipeline.work import Failure, run_each
+from pipeline.work import Failure, preload, run_each
 from transforms.chains import (
     GRAY_MEAN,
     GRAY_STD,
@@ -42,6 +42,10 @@ DECODE_TIMEOUT_S = 120.0
 """A frame decodes in well under a second; one that takes this long is hostile, or its disk is gone."""
 DECODE_MEMORY_BYTES = 6 * 2**30
 """Above a worker's own size: the largest radiograph needs some hundred MB."""
+
+preload(
+    __name__
+)  # torch and MONAI take a worker seconds to import; whoever imports this module will start such workers
 
 
 @dataclass(frozen=True)

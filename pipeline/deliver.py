@@ -55,6 +55,7 @@ class Delivery:
     objects: list[tuple[str, str, str, str, str]] = field(default_factory=list)
     references: list[tuple[str, str]] = field(default_factory=list)
     overlays: int = 0
+    _written: dict[str, str] = field(default_factory=dict)
 
     @property
     def algorithm(self) -> Algorithm:
@@ -134,10 +135,12 @@ class Delivery:
             ),
             created=datetime.datetime.now().astimezone(),
         )
-        write_object(dataset, self.out)
         uid = str(dataset.SOPInstanceUID)
-        self.objects.append(("sc", case.case_id, file.path, uid, content_digest(dataset)))
-        self.references.append((uid, str(source.SOPInstanceUID)))
+        if uid not in self._written:  # a file that was exported twice has one object
+            write_object(dataset, self.out)
+            self._written[uid] = content_digest(dataset)
+            self.references.append((uid, str(source.SOPInstanceUID)))
+        self.objects.append(("sc", case.case_id, file.path, uid, self._written[uid]))
 
     def _overlay(self, result: ImageResult, picture: NDArray[np.uint8]) -> None:
         suffix = f".frame-{result.file.frame + 1}.png" if result.file.frame else ".png"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import figures
-from pipeline.cases import Cases, group_images, label_cases
+from pipeline.cases import NOT_PROVEN, Cases, group_images, label_cases
 from pipeline.config import Config, parse_settings, read_yaml
 from pipeline.dataset import image_files
 from pipeline.errors import ConfigError, RunError
@@ -41,6 +41,7 @@ from pipeline.run import (
     MANIFEST_FILE,
     RESEARCH_ONLY,
     SPLIT_FILE,
+    identity_fingerprint,
     read_config,
     read_table,
     write_table,
@@ -127,12 +128,17 @@ def _other_data(run: Path, data: str, root: Path | None, model: TrainedModel, pr
             f"--data {data}: {labelled.cases.loc[shared, 'patient_key'].nunique()} of its patients were trained or validated on; "
             "the figures would be wrong, so nothing is done"
         )
-    return Subject(manifest.name, labelled.cases, labelled.images, index, folder, labelled.warnings)
+    warnings = labelled.warnings
+    if key.fingerprint != identity_fingerprint(run):
+        warnings += (
+            f"{NOT_PROVEN}: the run's patients were hashed under another key, so shared patients cannot be found",
+        )
+    return Subject(manifest.name, labelled.cases, labelled.images, index, folder, warnings)
 
 
 def _dataset_warnings(manifest: Manifest) -> tuple[str, ...]:
     if manifest.patients.source == "blocks":
-        return ("patient independence is not proven: patients are blocks of consecutive numbers",)
+        return (f"{NOT_PROVEN}: patients are blocks of consecutive numbers",)
     return ()
 
 

@@ -200,9 +200,10 @@ def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: F
         row = _history_row(engine, evaluator, state.optimizer, time.monotonic() - began[0])
         state.history.append(row)
         if not math.isfinite(row["train_loss"]):
+            kept = f"the last good state is in {state.run / CHECKPOINT_FILE}: " if len(state.history) > 1 else ""
             raise RunError(
-                f"the training loss is {row['train_loss']} in epoch {int(row['epoch'])}; the last good state is in "
-                f"{state.run / CHECKPOINT_FILE}: lower training.learning_rate and train again"
+                f"the training loss is {row['train_loss']} in epoch {int(row['epoch'])}; {kept}"
+                "lower training.learning_rate and train again"
             )
         if state.schedule:
             state.schedule.step(row["val_loss"])

@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.index import Index
 from pipeline.manifest import open_source
 from pipeline.predict import (
+    RASTER_FORMATS,
     STATUS_OK,
     ImageResult,
     TrainedModel,
@@ -83,16 +84,11 @@ def infer(
             )
     index = opened.index(progress=progress)
     facts = opened.manifest.facts if opened.manifest else {}
-    # Single images are all predicted, and marked where a rule of the training leaves them out; those rules choose the images of a
-    # series or study.
-    grouped = group_images(
-        index,
-        model.facts.unit,
-        model.facts.rules,
-        drop_collisions=False,
-        facts=facts,
-        keep_all=model.facts.unit == "image",
-    )
+    unit = model.facts.unit
+    # Single images, and files without a header to ask, are all predicted, and marked where a rule of the training would have left
+    # them out; of a series or study those rules choose the images.
+    mark = (*RASTER_FORMATS, "dicom") if unit == "image" else RASTER_FORMATS
+    grouped = group_images(index, unit, model.facts.rules, drop_collisions=False, facts=facts, mark=mark)
     out.mkdir(parents=True, exist_ok=True)
     delivery = Delivery(out, model, config.output)
     results, problems = _predict_and_deliver(
@@ -106,7 +102,9 @@ def _predict_and_deliver(
 ) -> tuple[list[ImageResult], dict[str, str]]:
     """All images' results without their pixels, in the order of `grouped.images`, and why objects of a case are missing."""
     files = image_files(grouped.images, index.roots)
-    reasons = dict(zip(grouped.images["case_id"], scope_reason(grouped.images, model.facts.scope), strict=True))
+    reasons: dict[str, str] = {}
+    for case_id, reason in zip(grouped.images["case_id"], scope_reason(grouped.images, model.facts.scope), strict=True):
+        reasons[case_id] = reasons.get(case_id) or reason
     stream = track(predict_files(model, files, keep_shown=delivery is not None), "inferring", len(files), show=progress)
     results: list[ImageResult] = []
     problems: dict[str, str] = {}
@@ -121,19 +119,26 @@ def _predict_and_deliver(
 
 
 def _with_key_images(results: Iterable[ImageResult], count: int) -> tuple[list[ImageResult], list[ImageResult]]:
-    """All results without their pixels, and whole those `count` with the highest probability of the class shown, the highest first."""
+    """All results without their pixels, and whole those `count` that have the highest probability of the class shown.
+
+    A file that is there twice is a key image once.
+    """
     light: list[ImageResult] = []
     best: list[tuple[float, int, ImageResult]] = []
+    seen: set[tuple[str, int]] = set()
     for position, result in enumerate(results):
         if result.probabilities is None or result.prepared is None:
             light.append(result)
             continue
+        light.append(replace(result, prepared=replace(result.prepared, image=result.prepared.image[:0], shown=None)))
+        if (result.prepared.digest, result.file.frame) in seen:
+            continue
+        seen.add((result.prepared.digest, result.file.frame))
         entry = (float(result.probabilities[result.shown]), -position, result)
         if len(best) < count:
             heapq.heappush(best, entry)
         else:
             heapq.heappushpop(best, entry)
-        light.append(replace(result, prepared=replace(result.prepared, image=result.prepared.image[:0], shown=None)))
     return light, [result for _, _, result in sorted(best, key=lambda entry: entry[:2], reverse=True)]
 
 

@@ -22,6 +22,7 @@ import pipeline
 from pipeline.config import Config, Network, Preprocessing, Settings, digest, dump_yaml, parse_settings, read_yaml
 from pipeline.errors import ConfigError, RunError
 from pipeline.files import write_whole
+from pipeline.identity import IdentityKey
 from pipeline.manifest import Rules
 from pipeline.model import WEIGHTS_FILE
 
@@ -155,8 +156,8 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def write_environment(run: Path, device: torch.device) -> None:
-    """Versions that the figures depend on; no host or user names."""
+def write_environment(run: Path, device: torch.device, key: IdentityKey) -> None:
+    """Versions that the figures depend on, and which key patients were hashed with; no host or user names."""
     names = (
         "torch",
         "monai",
@@ -175,6 +176,15 @@ def write_environment(run: Path, device: torch.device) -> None:
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "identity_key": key.fingerprint,
         "packages": {name: metadata.version(name) for name in names},
     }
     write_whole(run / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
+
+
+def identity_fingerprint(run: Path) -> str:
+    """Of the key that the run's patients were hashed with."""
+    try:
+        return str(json.loads((run / ENVIRONMENT_FILE).read_text())["identity_key"])
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{run / ENVIRONMENT_FILE}: missing or damaged; is the run complete?") from error

@@ -80,7 +80,7 @@ def train(
     network, origin = build_classifier(config.network, len(opened.manifest.classes))
     device = pick_device()
     write_settings(out, config, opened.manifest)
-    write_environment(out, device)
+    write_environment(out, device, opened.key())
 
     index = _indexed(opened, out, resume, progress)
     cases = _cases(index, opened, opened.manifest)

@@ -36,6 +36,8 @@ BACKSTOP_S = 2.0
 AHEAD = 4
 """Chunks a worker that are read ahead of the oldest item not done: something to work on while one file hangs."""
 
+_heavy_modules: list[str] = []
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -301,7 +303,7 @@ def _start(modules: tuple[str, ...], memory_bytes: int | None, timeout_s: float)
     """A new worker, forked from a server without this process's threads (torch's, say); spawned where there is none."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", "pipeline.work", *modules])
+        context.set_forkserver_preload(["__main__", "pipeline.work", *modules, *_heavy_modules])
     else:
         context = multiprocessing.get_context("spawn")  # type: ignore[assignment]
     here, there = context.Pipe()
@@ -309,6 +311,12 @@ def _start(modules: tuple[str, ...], memory_bytes: int | None, timeout_s: float)
     process.start()
     there.close()  # or the line would not end with the worker
     return _Worker(process, here, timeout_s)
+
+
+def preload(module: str) -> None:
+    """Has workers find `module` imported already. For modules that take seconds: to be said before the process's first pool."""
+    if module not in _heavy_modules:
+        _heavy_modules.append(module)
 
 
 def _modules_of(function: Callable[..., Any], preload: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-DEMO_KEY = "a key for tests, of no patient"
+TEST_KEY = "a key for tests, of no patient"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,10 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(autouse=True)
-def _project_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def pytest_configure() -> None:
     """No test makes a key file where it happens to run."""
-    monkeypatch.setenv("RADLOOP_KEY", DEMO_KEY)
+    os.environ["RADLOOP_KEY"] = TEST_KEY
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,12 @@ def export(tmp_path: Path) -> Path:
     accession = {"AccessionNumber": "A1", "Manufacturer": "Maker"}
     series = {"study_instance_uid": first, "series_instance_uid": phantom_uid("series", 1), "patient_id": "P1"}
     for number in (1, 2):
-        save(ct_slice(32, instance_number=number, sop_instance_uid=phantom_uid("image", 1, number), **series, **accession), folder / f"a/{number}")
+        save(
+            ct_slice(
+                32, instance_number=number, sop_instance_uid=phantom_uid("image", 1, number), **series, **accession
+            ),
+            folder / f"a/{number}",
+        )
     scout = ct_slice(
         32, study_instance_uid=first, series_instance_uid=phantom_uid("series", 2), patient_id="P1",
         ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], **accession,
@@ -46,12 +51,14 @@ def export(tmp_path: Path) -> Path:
     save(scout, folder / "a/scout")
     other = {"study_instance_uid": second, "series_instance_uid": phantom_uid("series", 3), "patient_id": "P2"}
     for number in (1, 2):
-        dataset = ct_slice(32, instance_number=number, sop_instance_uid=phantom_uid("image", 2, number), AccessionNumber="A2", **other)
+        dataset = ct_slice(
+            32, instance_number=number, sop_instance_uid=phantom_uid("image", 2, number), AccessionNumber="A2", **other
+        )
         save(dataset, folder / f"b/{number}")
     return folder
 
 
-def _grouped(export: Path, unit: str, rules: Rules = ALL, **options: bool):
+def _grouped(export: Path, unit: str, rules: Rules = ALL, **options: object):
     index = open_source(str(export)).index(KEY, workers=0)
     return group_images(index, unit, rules, drop_collisions=options.pop("drop_collisions", True), **options)  # type: ignore[arg-type]
 
@@ -66,19 +73,21 @@ def test_the_unit_decides_what_a_case_is(export: Path, unit: str, cases: int):
 
 def test_rules_leave_out_with_their_reason(export: Path):
     grouped = _grouped(export, "study", Rules(include={"modality": ["CT"]}, exclude={"image_type": ["LOCALIZER"]}))
-    assert list(grouped.exclusions.itertuples(index=False, name=None)) == [("export", "a/scout", "exclude image_type: LOCALIZER")]
+    assert list(grouped.exclusions.itertuples(index=False, name=None)) == [
+        ("export", "a/scout", "exclude image_type: LOCALIZER")
+    ]
     assert not grouped.images["path"].str.contains("scout").any()
 
 
-def test_keep_all_marks_instead(export: Path):
-    grouped = _grouped(export, "image", Rules(), keep_all=True)
+def test_marking_instead_of_leaving_out(export: Path):
+    grouped = _grouped(export, "image", Rules(), mark=["dicom"])
     assert grouped.exclusions.empty
     assert grouped.images.set_index("path")["rule"].to_dict()["a/scout"] == "exclude image_type: LOCALIZER"
 
 
 def test_radloops_own_objects_are_never_a_source(export: Path):
     save(ct_slice(32, Manufacturer="radloop", patient_id="P1"), export / "own")
-    grouped = _grouped(export, "image", keep_all=True, drop_collisions=False)
+    grouped = _grouped(export, "image", mark=["dicom"], drop_collisions=False)
     assert grouped.exclusions["rule"].tolist() == ["radloop's own object"]
 
 
@@ -119,7 +128,9 @@ def test_a_sheet_joins_on_identifiers(export: Path, join: str, keys: tuple[str, 
     opened = open_manifest(_manifest(folder, SHEET.format(join=join)))
     assert opened.manifest is not None
     index = opened.index(KEY, workers=0)
-    labelled = label_cases(group_images(index, "study", opened.manifest.rules, drop_collisions=True), opened.manifest, opened, KEY)
+    labelled = label_cases(
+        group_images(index, "study", opened.manifest.rules, drop_collisions=True), opened.manifest, opened, KEY
+    )
     assert dict(zip(labelled.cases["study_instance_uid"], labelled.cases["label"], strict=True)) == {
         phantom_uid("study", 1): "pos",
         phantom_uid("study", 2): "neg",
@@ -135,7 +146,9 @@ def test_cases_without_label_and_unknown_values_are_exclusions(export: Path):
     opened = open_manifest(_manifest(folder, SHEET.format(join="AccessionNumber")))
     assert opened.manifest is not None
     index = opened.index(KEY, workers=0)
-    labelled = label_cases(group_images(index, "study", opened.manifest.rules, drop_collisions=True), opened.manifest, opened, KEY)
+    labelled = label_cases(
+        group_images(index, "study", opened.manifest.rules, drop_collisions=True), opened.manifest, opened, KEY
+    )
     assert labelled.cases["label"].tolist() == ["neg"]
     assert set(labelled.exclusions["rule"]) == {"no label", "exclude image_type: LOCALIZER"}
 
@@ -170,7 +183,11 @@ def test_labels_from_folders_and_patients_from_blocks(tmp_path: Path):
     index = opened.index(KEY, workers=0)
     labelled = label_cases(group_images(index, "image", ALL, drop_collisions=True), opened.manifest, opened, KEY)
     assert labelled.cases["label"].value_counts().to_dict() == {"neg": 7, "pos": 7}
-    blocks = labelled.cases.groupby("patient_key")["path"].apply(lambda paths: sorted(Path(path).stem for path in paths)).to_dict()
+    blocks = (
+        labelled.cases.groupby("patient_key")["path"]
+        .apply(lambda paths: sorted(Path(path).stem for path in paths))
+        .to_dict()
+    )
     assert blocks["POS#0000"] == ["1", "2", "3"]
     assert blocks["POS#0002"] == ["7"]
     assert any("independence is not proven" in warning for warning in labelled.warnings)
@@ -237,7 +254,9 @@ def test_frames_are_images_of_their_case(tmp_path: Path):
     frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (1, 2, 3)]
     (tmp_path / "images").mkdir()
     frames[0].save(tmp_path / "images/stack.tif", save_all=True, append_images=frames[1:])
-    grouped = group_images(open_source(str(tmp_path / "images")).index(KEY, workers=0), "image", ALL, drop_collisions=True)
+    grouped = group_images(
+        open_source(str(tmp_path / "images")).index(KEY, workers=0), "image", ALL, drop_collisions=True
+    )
     assert grouped.images["frame"].tolist() == [0, 1, 2]
     assert len(grouped.cases) == 1
     assert isinstance(grouped.images, pd.DataFrame)

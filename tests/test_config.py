@@ -34,7 +34,11 @@ def _keys(tree: object, prefix: str = "") -> set[str]:
 
 def test_the_report_recipe_number_for_number():
     config = load_config("ct_slices_report")
-    assert (config.network.architecture, config.preprocessing.size, config.preprocessing.scaling) == ("resnet50", 64, "min_max")
+    assert (config.network.architecture, config.preprocessing.size, config.preprocessing.scaling) == (
+        "resnet50",
+        64,
+        "min_max",
+    )
     assert (config.training.batch_size, config.training.epochs) == (64, 50)
     assert (config.training.optimizer, config.training.learning_rate) == ("adam", 0.003)
     assert config.training.plateau is not None
@@ -78,7 +82,9 @@ def test_wrong_overrides_say_what_is_wrong(override: str, message: str):
 
 
 def test_overrides_are_applied():
-    config = load_config("demo", ["training.epochs=3", "preprocessing.window={center: 0, width: 100}", "training.plateau=null"])
+    config = load_config(
+        "demo", ["training.epochs=3", "preprocessing.window={center: 0, width: 100}", "training.plateau=null"]
+    )
     assert config.training.epochs == 3
     assert config.training.plateau is None
     assert config.preprocessing.window.center == 0  # type: ignore[union-attr]

@@ -35,4 +35,5 @@ def test_hashes_join_and_separate():
     assert key.patient("123") != key.accession("123")
     assert key.patient("123") != other.patient("123")
     assert key.patient("  ") is None
+    assert key.fingerprint != other.fingerprint
     assert "123" not in str(key.patient("123")) or len(str(key.patient("123"))) == 32

@@ -85,7 +85,9 @@ class _Hostile:
         return (print, ("code from a weights file ran",))
 
 
-def test_files_that_are_no_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], published: torchvision.models.ResNet):
+def test_files_that_are_no_weights_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], published: torchvision.models.ResNet
+):
     (tmp_path / "noise.safetensors").write_bytes(b"\x00" * 100)
     (tmp_path / "noise.pth").write_bytes(b"not a zip")
     (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"fc.weight": _Hostile()}))
@@ -138,14 +140,18 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path: Path, monkeypat
         fetch(Download("http://127.0.0.1:9/nothing.pth", "00000000"))
 
 
-@pytest.mark.parametrize(("trainable", "trained"), [("head", {"fc"}), ("layer4", {"layer4", "fc"}), ("layer3", {"layer3", "layer4", "fc"})])
+@pytest.mark.parametrize(
+    ("trainable", "trained"), [("head", {"fc"}), ("layer4", {"layer4", "fc"}), ("layer3", {"layer3", "layer4", "fc"})]
+)
 def test_frozen_stages_do_not_learn_and_keep_their_statistics(trainable: str, trained: set[str]):
     network = Classifier(Network(architecture="resnet18", trainable=trainable), 2).train()
     learning = {name.split(".")[1] for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert learning == trained
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network(torch.rand(4, 1, 64, 64)).sum().backward()
-    changed = {name.split(".")[1] for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[1] for name, value in network.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert changed <= trained
 
 

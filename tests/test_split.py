@@ -11,11 +11,17 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.manifest import SplitRule
 from pipeline.split import check_split, split_cases
 
-cases_of_patients = st.dictionaries(st.integers(0, 10_000), st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=4), min_size=6, max_size=60)
+cases_of_patients = st.dictionaries(
+    st.integers(0, 10_000), st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=4), min_size=6, max_size=60
+)
 
 
 def _cases(patients: dict[int, list[str]]) -> pd.DataFrame:
-    rows = [(f"{patient}-{n}", f"p{patient}", label) for patient, labels in patients.items() for n, label in enumerate(labels)]
+    rows = [
+        (f"{patient}-{n}", f"p{patient}", label)
+        for patient, labels in patients.items()
+        for n, label in enumerate(labels)
+    ]
     return pd.DataFrame(rows, columns=["case_id", "patient_key", "label"])
 
 

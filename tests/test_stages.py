@@ -1,0 +1,282 @@
+"""The whole loop on a small export of phantoms: what each stage leaves on disk, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline.cli import main
+from pipeline.config import load_config
+from pipeline.demo import demo, lesion_mask
+from pipeline.dicom.phantom import ct_slice, radiograph, save
+from pipeline.dicom.secondary_capture import read_picture
+from pipeline.errors import RadloopError, RunError
+from pipeline.evaluate import evaluate
+from pipeline.infer import infer
+from pipeline.run import RESEARCH_ONLY, read_model
+from pipeline.train import train
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["preprocessing.size=64", "training.epochs=2", "evaluation.resamples=200", "output.key_images=2"]
+PATIENTS, SLICES, SIZE = 14, 2, 96
+
+
+@pytest.fixture(scope="module")
+def looped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo, as `radloop demo` makes it, only smaller."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    lines = demo(out, patients=PATIENTS, slices=SLICES, size=SIZE, config=load_config("demo", SMALL), progress=False)
+    (out / "lines.txt").write_text("\n".join(lines))
+    return out
+
+
+def _table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def test_the_demo_says_what_it_found_and_where(looped: Path):
+    text = (looped / "lines.txt").read_text()
+    for expected in (
+        "Phantoms, not patients",
+        RESEARCH_ONLY,
+        "auroc",
+        "by chance",
+        "figures:",
+        "DICOM objects:",
+        "an overlay:",
+    ):
+        assert expected in text
+    summary = json.loads((looped / "summary.json").read_text())
+    assert 0 < summary["localisation"]["share_by_chance"] < 1 or summary["localisation"]["true_positive_images"] == 0
+    assert Image.open(looped / "overlay.png").size[0] >= SIZE
+
+
+def test_the_run_folder_is_complete(looped: Path):
+    run = looped / "run"
+    files = {path.name for path in run.iterdir()}
+    assert files >= {
+        "config.yaml", "manifest.yaml", "split.csv", "exclusions.csv", "model.safetensors", "model.json", "history.csv", "checkpoint.pt",
+        "environment.json", "index", "tensorboard", "evaluation",
+    }  # fmt: skip
+    assert "cache" not in files
+    facts = read_model(run)
+    assert facts.scope["modality"] == ["CT"]
+    assert facts.heatmap_scale > 0
+    assert set(facts.path_to_unit_range) == {"HU", "modality", "fraction"}
+    assert facts.notice == "Phantoms, not patients"
+    split = _table(run / "split.csv")
+    assert list(split.columns) == ["case_id", "patient_key", "label", "split"]
+    assert split.groupby("patient_key")["split"].nunique().eq(1).all()
+
+
+def test_figures_have_intervals_and_pictures(looped: Path):
+    evaluation = looped / "run" / "evaluation"
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert set(metrics) >= {"split", "classes", "cases", "patients", "metrics", "confusion", "threshold", "warnings"}
+    for name in ("accuracy", "sensitivity", "specificity", "f1", "auroc", "average_precision", "brier", "ece"):
+        assert set(metrics["metrics"][name]) == {"value", "low", "high"}
+    predictions = _table(evaluation / "predictions.csv")
+    assert list(predictions.columns) == [
+        "case_id", "study_instance_uid", "series_instance_uid", "sop_instance_uid", "path", "label", "predicted",
+        "p_normal", "p_opacity", "in_scope", "status", "reason",
+    ]  # fmt: skip
+    images = _table(evaluation / "image_predictions.csv")
+    mean = images.astype({"p_opacity": float}).groupby("case_id")["p_opacity"].mean()
+    assert mean.reindex(predictions["case_id"]).to_numpy() == pytest.approx(
+        predictions["p_opacity"].astype(float).to_numpy()
+    )
+    for name in ("confusion_matrix", "roc", "history", "class_histogram", "gallery"):
+        assert Image.open(evaluation / f"{name}.png").size[0] > 300
+
+
+def test_every_file_is_in_a_table(looped: Path):
+    tables = [
+        _table(looped / "out" / name)["path"] for name in ("image_predictions.csv", "rejects.csv", "exclusions.csv")
+    ]
+    counted = Counter(path for table in tables for path in set(table))
+    files = {
+        path.relative_to(looped / "export").as_posix() for path in (looped / "export").rglob("*") if path.is_file()
+    }
+    assert set(counted) == files
+    assert set(counted.values()) == {1}
+
+
+def test_no_identity_leaves_the_export(looped: Path):
+    """Names, IDs and accession numbers of the phantoms are in no table, log or run; only in objects, where they belong."""
+    texts = [
+        path
+        for folder in ("index", "run", "out")
+        for path in (looped / folder).rglob("*")
+        if path.suffix in (".csv", ".json", ".yaml")
+    ]
+    assert texts
+    accessions = set(_table(looped / "labels.csv")["AccessionNumber"])
+    for path in texts:
+        content = path.read_text()
+        assert "PHANTOM^" not in content, path
+        assert "PH-00" not in content, path
+        assert not [number for number in accessions if number in content], path
+    index = pd.read_parquet(looped / "index" / "index.parquet").astype(str)
+    assert not index.apply(lambda column: column.str.contains("PH-00|PHANTOM\\^|PHA0", regex=True)).any().any()
+
+
+def test_objects_stand_in_the_sources_study(looped: Path):
+    objects, references = _table(looped / "out/objects.csv"), _table(looped / "out/references.csv")
+    cases = _table(looped / "out/predictions.csv").set_index("case_id")
+    index = pd.read_parquet(looped / "index/index.parquet").set_index("sop_instance_uid")
+    assert len(objects)
+    for row in objects.itertuples():
+        (path,) = (looped / "out").glob(f"*/*/{row.sop_instance_uid}.dcm")
+        assert path.parent.parent.name == cases.loc[row.case_id, "study_instance_uid"]
+        source = references.set_index("object").loc[row.sop_instance_uid, "source"]
+        found = index.loc[[source]].iloc[0]
+        picture = read_picture(path)
+        assert picture.shape[0] > found["rows"]
+        assert picture.shape[1] >= found["columns"]
+
+
+@pytest.mark.dciodvfy
+def test_objects_pass_dciodvfy(looped: Path):
+    paths = sorted((looped / "out").rglob("*.dcm"))
+    assert paths
+    for path in paths:
+        checked = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False)
+        assert not [line for line in (checked.stdout + checked.stderr).splitlines() if line.startswith("Error")], path
+        assert checked.returncode == 0
+
+
+def test_inferring_again_makes_the_same_objects(looped: Path, tmp_path: Path):
+    first = {path.name: path.read_bytes() for path in (looped / "out").rglob("*.dcm")}
+    infer(looped / "run", str(looped / "export"), looped / "out", progress=False)
+    assert {path.name: path.read_bytes() for path in (looped / "out").rglob("*.dcm")} == first
+    infer(looped / "run", str(looped / "export"), tmp_path / "elsewhere", progress=False)
+    digests = [
+        _table(folder / "objects.csv")["content_digest"].tolist() for folder in (looped / "out", tmp_path / "elsewhere")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_images_without_labels_or_headers_get_overlays(looped: Path, tmp_path: Path):
+    """A bare folder: a PNG, a radiograph out of scope, a broken file; all predicted or rejected, nothing lost."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120), dtype=np.uint8)).save(folder / "slice.png")
+    save(radiograph(64), folder / "film")
+    broken = ct_slice(64)
+    save(broken, folder / "whole")
+    (folder / "cut").write_bytes((folder / "whole").read_bytes()[:-500])
+    out = tmp_path / "out"
+    code = main(["infer", str(looped / "run"), str(folder), "--out", str(out)])
+    cases = _table(out / "predictions.csv").set_index("path")
+    assert code == 0
+    assert cases.loc["slice.png", "in_scope"] == "False"
+    assert (out / "overlays/bare/slice.png.png").is_file()
+    assert "film" in set(_table(out / "exclusions.csv")["path"])  # the study's rules choose CT
+    assert _table(out / "rejects.csv")["path"].tolist() == ["cut"]
+    assert len(list(out.rglob("*.dcm"))) == 1
+
+
+def test_resuming_and_refusing(looped: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    config = load_config("demo", [*SMALL, "training.epochs=1"]).model_copy(
+        update={"manifest": str(looped / "manifest.yaml")}
+    )
+    train(config, run, progress=False)
+    with pytest.raises(RunError, match="holds a trained run"):
+        train(config, run, progress=False)
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 2})})
+    train(longer, run, resume=True, progress=False)
+    assert len(pd.read_csv(run / "history.csv")) == 2
+    other = config.model_copy(update={"seed": 9})
+    with pytest.raises(RunError, match="another configuration"):
+        train(other, run, resume=True, progress=False)
+
+
+def test_a_patient_in_two_splits_is_refused(looped: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(looped / "run", run)
+    split = _table(run / "split.csv")
+    split.loc[split["split"] == "test", "patient_key"] = split.loc[split["split"] == "train", "patient_key"].iloc[0]
+    split.to_csv(run / "split.csv", index=False)
+    with pytest.raises(RunError, match="more than one split"):
+        evaluate(run, progress=False)
+
+
+def test_other_data_with_the_same_patients_is_refused(looped: Path):
+    with pytest.raises(RunError, match="were trained or validated on"):
+        evaluate(looped / "run", data=str(looped / "manifest.yaml"), progress=False)
+
+
+def test_damaged_weights_are_refused(looped: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(looped / "run", run)
+    weights = bytearray((run / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (run / "model.safetensors").write_bytes(bytes(weights))
+    with pytest.raises(RunError, match="sha256"):
+        infer(run, str(looped / "export"), tmp_path / "out", progress=False)
+
+
+def test_a_changed_file_is_a_failed_image_not_a_wrong_one(looped: Path, tmp_path: Path):
+    """The index of a run is of files as they were; one that changed since is told apart."""
+    demo_copy = tmp_path / "demo"
+    shutil.copytree(looped, demo_copy)
+    config = load_config("demo", [*SMALL, "training.epochs=1"]).model_copy(
+        update={"manifest": str(demo_copy / "manifest.yaml")}
+    )
+    train(config, tmp_path / "run", progress=False)
+    test_paths = _table(tmp_path / "run/split.csv").query("split == 'test'")["case_id"]
+    index = pd.read_parquet(tmp_path / "run/index/index.parquet")
+    victim = index[(index["study_instance_uid"] == test_paths.iloc[0]) & (index["modality"] == "CT")]["path"].iloc[-1]
+    path = demo_copy / "export" / victim
+    path.write_bytes(path.read_bytes() + b"\0\0")
+    record = evaluate(tmp_path / "run", progress=False)
+    images = _table(tmp_path / "run/evaluation/image_predictions.csv").set_index("path")
+    assert record["failed"] == 0
+    assert images.loc[victim, "reason"].startswith("changed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "ct_slic", "--out", "{tmp}/r"], "Did you mean ct_slices"),
+        (["train", "ct_slices", "--root", "{tmp}", "--out", "{tmp}/r"], "--root DIR"),
+        (["index", "{tmp}/nowhere", "--out", "{tmp}/i"], "no such file or folder"),
+        (["index", "{tmp}", "--out", "{tmp}/i"], "without any file"),
+        (["evaluate", "{tmp}"], "not a run of radloop train"),
+        (["infer", "{run}", "{export}", "--out", "{export}/out"], "lies inside the source"),
+        (["infer", "{run}", "{export}", "--out", "{tmp}/o", "--write", "seg"], "expected sc, or none"),
+        (["evaluate", "{run}", "--split", "holdout"], "expected one of train, validation, test"),
+        (["demo", "--out", "{export}"], "not empty and not from an earlier demo"),
+    ],
+)
+def test_wrong_use_is_one_message_and_exit_code_2(
+    arguments: list[str], message: str, looped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    filled = [part.format(tmp=tmp_path, run=looped / "run", export=looped / "export") for part in arguments]
+    assert main(filled) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_lesion_masks_are_ellipses():
+    mask = lesion_mask(
+        pd.DataFrame([{"row": 10.0, "column": 20.0, "radius_rows": 3.0, "radius_columns": 6.0}]), (32, 40)
+    )
+    assert mask[10, 14:27].all()
+    assert not mask[10, 13]
+    assert mask.sum() == pytest.approx(np.pi * 18, rel=0.1)
+
+
+def test_errors_have_one_base():
+    assert issubclass(RunError, RadloopError)
