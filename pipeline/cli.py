@@ -96,11 +96,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands, name: str, run: Callable[[argparse.Namespace], int], what: str, example: str
-) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=what, description=what, epilog=f"example: {example}"
-    )
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    what: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=what, description=what, epilog=f"example: {example}")
     command.set_defaults(command=run)
     return command
 

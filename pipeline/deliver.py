@@ -19,6 +19,7 @@ from PIL import Image
 
 import pipeline
 from pipeline.config import Output, digest
+from pipeline.dataset import Prepared
 from pipeline.dicom.derived import Algorithm, content_digest, write_object
 from pipeline.dicom.secondary_capture import secondary_capture
 from pipeline.dicom.source import read_source
@@ -77,10 +78,8 @@ class Delivery:
 
     def _picture(self, case: Case, result: ImageResult, place: int, key_images: int) -> NDArray[np.uint8]:
         prepared, facts = result.prepared, self.model.facts
-        assert prepared is not None
-        assert prepared.shown is not None
-        assert result.evidence is not None
-        assert result.probabilities is not None
+        if prepared is None or prepared.shown is None or result.evidence is None or result.probabilities is None:
+            raise ValueError("a picture needs a predicted image whose pixels were kept")
         evidence = evidence_in_source(
             result.evidence, self.model.geometry, prepared.affine, prepared.source_shape, facts.preprocessing.size
         )
@@ -97,15 +96,14 @@ class Delivery:
             evidence,
             facts.heatmap_scale,
             lines,
-            self._legend(result),
+            self._legend(result, prepared),
             warnings,
         )
 
-    def _legend(self, result: ImageResult) -> Legend:
-        assert result.prepared is not None
+    def _legend(self, result: ImageResult, prepared: Prepared) -> Legend:
         facts = self.model.facts
-        pixels = cell_size(self.model.geometry, result.prepared.affine)
-        spacing = result.prepared.spacing_mm
+        pixels = cell_size(self.model.geometry, prepared.affine)
+        spacing = prepared.spacing_mm
         in_mm = f" ({pixels * max(spacing):.0f} mm)" if spacing else ""
         return Legend(
             label=f"evidence for {facts.classes[result.shown]}",

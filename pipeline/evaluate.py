@@ -244,10 +244,9 @@ def _gallery_cases(done: pd.DataFrame) -> pd.DataFrame:
 
 def heatmap_picture(model: TrainedModel, result: ImageResult) -> np.ndarray:
     """The image with its evidence over it, (rows, columns, 3) uint8, at its own resolution."""
-    assert result.prepared is not None
-    assert result.prepared.shown is not None
-    assert result.evidence is not None
     prepared = result.prepared
+    if prepared is None or prepared.shown is None or result.evidence is None:
+        raise ValueError("a picture needs a predicted image whose pixels were kept")
     evidence = evidence_in_source(
         result.evidence, model.geometry, prepared.affine, prepared.source_shape, model.facts.preprocessing.size
     )

@@ -113,7 +113,7 @@ def fit(
     progress: bool,
 ) -> Fit:
     """Trains `network` and returns the fit with the best epoch's weights; resumes from a checkpoint in `run`."""
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     state = _start(network, settings, run)
     state.resume()
     if not state.ended:
@@ -128,9 +128,11 @@ def _start(network: Classifier, settings: Training, run: Path) -> Fit:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     optimizer = kind(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     plateau = settings.plateau
-    schedule = plateau and torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, factor=plateau.factor, patience=plateau.patience, min_lr=plateau.minimum
-    )
+    schedule = None
+    if plateau:
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=plateau.factor, patience=plateau.patience, min_lr=plateau.minimum
+        )
     return Fit(network, optimizer, schedule, settings, run)
 
 

@@ -58,7 +58,8 @@ class InferenceSummary:
         return [
             f"{self.cases} cases: {self.cases - self.failed} done, {self.failed} failed (predictions.csv says why)",
             f"{self.objects} DICOM objects and {self.overlays} overlay pictures written",
-            f"{self.out_of_scope} cases outside the model's scope (marked), {self.rejected} files rejected, {self.excluded} images excluded",
+            f"{self.out_of_scope} cases outside the model's scope (marked)",
+            f"{self.rejected} files rejected, {self.excluded} images excluded (rejects.csv and exclusions.csv say why)",
         ]
 
 

@@ -82,7 +82,7 @@ class TrainedModel:
             chosen = np.where(np.isnan(probabilities), -1.0, probabilities).argmax(axis=1)
         else:
             chosen = np.where(probabilities[:, positive] >= self.facts.threshold, positive, 1 - positive)
-        unknown = np.isnan(probabilities).any(axis=1)
+        unknown: NDArray[np.bool_] = np.asarray(np.isnan(probabilities).any(axis=1))
         return ["" if missing else classes[place] for place, missing in zip(chosen, unknown, strict=True)]
 
 
@@ -143,7 +143,7 @@ def load_model(run: Path, device: torch.device | None = None) -> TrainedModel:
 
 def trained_model(network: Classifier, facts: ModelFacts, device: torch.device) -> TrainedModel:
     """A network in evaluation mode on its device."""
-    return TrainedModel(network.eval().to(device, memory_format=torch.channels_last), facts, device)
+    return TrainedModel(network.eval().to(device).to(memory_format=torch.channels_last), facts, device)
 
 
 def batched(items: Iterable[Item], size: int = BATCH) -> Iterator[list[Item]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 import pipeline
-from pipeline.cache import prepared_images
+from pipeline.cache import PreparedImages, prepared_images
 from pipeline.cases import Cases, group_images, label_cases
 from pipeline.config import Config, digest
 from pipeline.dataset import (
@@ -148,39 +148,40 @@ def _split(cases: Cases, manifest: Manifest, out: Path, resume: bool) -> pd.Data
 
 
 def _prepare(
-    config: Config, cases: Cases, split: pd.DataFrame, index: Index, manifest: Manifest, out: Path, progress: bool
+    config: Config,
+    cases: Cases,
+    split: pd.DataFrame,
+    index: Index,
+    manifest: Manifest,
+    out: Path,
+    progress: bool,
 ) -> tuple[Part, Part, pd.DataFrame]:
     """Decoded images of the training and validation splits; those that cannot be decoded are exclusions."""
     parts, excluded = [], []
     for name in ("train", "validation"):
         ids = split.loc[split["split"] == name, "case_id"]
         rows = cases.images[cases.images["case_id"].isin(ids)].reset_index(drop=True)
-        files = image_files(rows, index.roots)
         prepared = prepared_images(
             out / CACHE_FOLDER,
-            files,
+            image_files(rows, index.roots),
             Preparer(config.preprocessing),
             what=f"preparing {name} images",
             progress=progress,
         )
-        usable = prepared.usable
-        labels = (
-            rows["label"].map({label: place for place, label in enumerate(manifest.classes)}).to_numpy(dtype=np.int64)
-        )
-        absent = [label for place, label in enumerate(manifest.classes) if place not in labels[usable]]
-        if absent:
-            raise ConfigError(
-                f"no image of class {absent[0]} in the {name} split can be decoded; see the reasons with radloop index"
-            )
+        parts.append(_part(prepared, rows["label"], manifest.classes, name))
         failed = rows.loc[prepared.failures["position"], ["source", "path"]].reset_index(drop=True)
-        excluded.append(
-            failed.assign(
-                rule=["cannot be decoded: " + reason for reason in prepared.failures["reason"]]
-            ).drop_duplicates()
-        )
-        images = prepared.images if usable.all() else prepared.images[usable]
-        parts.append(Part(images, labels[usable]))
+        excluded.append(failed.assign(rule="cannot be decoded: " + prepared.failures["reason"]).drop_duplicates())
     return parts[0], parts[1], pd.concat(excluded, ignore_index=True)
+
+
+def _part(prepared: PreparedImages, names: pd.Series, classes: Sequence[str], split: str) -> Part:
+    usable = prepared.usable
+    place = {name: number for number, name in enumerate(classes)}
+    labels = np.array([place[name] for name in names], dtype=np.int64)[usable]
+    absent = [name for name, number in place.items() if number not in labels]
+    if absent:
+        raise ConfigError(f"no image of class {absent[0]} in the {split} split can be decoded; radloop index says why")
+    return Part(prepared.images if usable.all() else prepared.images[usable], labels)
 
 
 def _datasets(config: Config, training: Part, validation: Part) -> tuple[TrainingImages, TrainingImages]:
@@ -205,7 +206,7 @@ def _finish(
     return write_model(out, fitted.best_weights, facts | {"heatmap_scale": heatmap_scale(evidence)})
 
 
-def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigin) -> Mapping[str, Any]:
+def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigin) -> dict[str, Any]:
     mean, std = input_statistics(config.preprocessing, config.network.channels)
     return {
         "name": config.name,

@@ -10,6 +10,10 @@ import pytest
 
 TEST_KEY = "a key for tests, of no patient"
 
+SMALL = ["preprocessing.size=64", "training.epochs=2", "evaluation.resamples=200", "output.key_images=2"]
+"""Overrides of the demo's configuration that make it a matter of seconds."""
+PHANTOM_PATIENTS, PHANTOM_SLICES, PHANTOM_SIZE = 14, 2, 96
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need real data or a validator are skipped where it is absent; CI has both."""
@@ -32,3 +36,18 @@ def pytest_configure() -> None:
 def real_data() -> Path:
     """The folder of real images (see the marker `real_data`)."""
     return Path(os.environ["RADLOOP_DATA"])
+
+
+@pytest.fixture(scope="session")
+def looped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo, as `radloop demo` makes it, only smaller. Tests read it and write elsewhere."""
+    from pipeline.config import load_config
+    from pipeline.demo import demo
+
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    config = load_config("demo", SMALL)
+    lines = demo(
+        out, patients=PHANTOM_PATIENTS, slices=PHANTOM_SLICES, size=PHANTOM_SIZE, config=config, progress=False
+    )
+    (out / "lines.txt").write_text("\n".join(lines))
+    return out

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.config import load_config
-from pipeline.demo import demo, lesion_mask
+from pipeline.demo import lesion_mask
 from pipeline.dicom.phantom import ct_slice, radiograph, save
 from pipeline.dicom.secondary_capture import read_picture
 from pipeline.errors import RadloopError, RunError
@@ -23,20 +23,9 @@ from pipeline.evaluate import evaluate
 from pipeline.infer import infer
 from pipeline.run import RESEARCH_ONLY, read_model
 from pipeline.train import train
+from tests.conftest import PHANTOM_SIZE, SMALL
 
 pytestmark = pytest.mark.slow
-
-SMALL = ["preprocessing.size=64", "training.epochs=2", "evaluation.resamples=200", "output.key_images=2"]
-PATIENTS, SLICES, SIZE = 14, 2, 96
-
-
-@pytest.fixture(scope="module")
-def looped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo, as `radloop demo` makes it, only smaller."""
-    out = tmp_path_factory.mktemp("demo") / "demo"
-    lines = demo(out, patients=PATIENTS, slices=SLICES, size=SIZE, config=load_config("demo", SMALL), progress=False)
-    (out / "lines.txt").write_text("\n".join(lines))
-    return out
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -57,7 +46,7 @@ def test_the_demo_says_what_it_found_and_where(looped: Path):
         assert expected in text
     summary = json.loads((looped / "summary.json").read_text())
     assert 0 < summary["localisation"]["share_by_chance"] < 1 or summary["localisation"]["true_positive_images"] == 0
-    assert Image.open(looped / "overlay.png").size[0] >= SIZE
+    assert Image.open(looped / "overlay.png").size[0] >= PHANTOM_SIZE
 
 
 def test_the_run_folder_is_complete(looped: Path):
