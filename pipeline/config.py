@@ -215,6 +215,15 @@ def shipped_names(kind: Literal["configs", "data_manifests"]) -> list[str]:
     return sorted({path.stem for folder in _shipped_folders(kind) for path in folder.glob("*.yaml")})
 
 
+def is_shipped(path: Path) -> bool:
+    """Whether a file came with radloop, so that its folder is no place for anything of the user's."""
+    return any(
+        path.resolve().parent == folder.resolve()
+        for kind in ("configs", "data_manifests")
+        for folder in _shipped_folders(kind)
+    )
+
+
 def _shipped_folders(kind: str) -> Iterator[Path]:
     package = Path(__file__).parent
     yield from (folder for folder in (package / kind, package.parent / kind) if folder.is_dir())

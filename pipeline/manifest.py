@@ -1,7 +1,7 @@
 """What a dataset is: a YAML that names its sources, its classes, how labels and patients are found, and the split rule.
 
 `open_source` is how every command takes its SOURCE: a folder, a file, a DICOMDIR, a manifest's path or a shipped manifest's name.
-A manifest's relative paths are under its root: `--root`, else the environment variable RADLOOP_DATA, else the manifest's folder.
+A manifest's relative paths are under its root: `--root`, else its own folder, else the folder that RADLOOP_DATA names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config import Settings, find_shipped, parse_settings, read_yaml
+from pipeline.config import Settings, find_shipped, is_shipped, parse_settings, read_yaml
 from pipeline.errors import ConfigError, SourceError
 from pipeline.identity import IdentityKey, ephemeral_key, project_key
 from pipeline.index import Index, index_source, merge
@@ -235,20 +235,20 @@ def open_source(name_or_path: str, root: Path | None = None) -> OpenedSource:
 def open_manifest(path: Path, root: Path | None = None) -> OpenedSource:
     """A manifest's file with its places resolved; SourceError names a place that is not there and says how to set the root."""
     manifest = parse_settings(Manifest, read_yaml(path), str(path))
-    own = Path(path).resolve().parent
+    folder = Path(path).resolve().parent
     from_variable = os.environ.get(ROOT_VARIABLE)
-    base = root or (Path(from_variable) if from_variable else own)
-    places = tuple((source.label, base / source.path) for source in manifest.sources)
-    missing = [place for _, place in places if not place.exists()]
-    if missing:
+    bases = [root] if root else [folder, *([Path(from_variable)] if from_variable else [])]
+    missing = [
+        [base / source.path for source in manifest.sources if not (base / source.path).exists()] for base in bases
+    ]
+    if all(missing):
         raise SourceError(
-            f"{path}: its source {missing[0]} is not there; give the folder that holds it with --root DIR or {ROOT_VARIABLE}"
+            f"{path}: its source is not there; looked for {' and '.join(str(places[0]) for places in missing)}; "
+            f"give the folder that holds it with --root DIR or {ROOT_VARIABLE}"
         )
-    shipped = any(
-        own == folder.resolve()
-        for folder in (Path(__file__).parent / "data_manifests", Path(__file__).parent.parent / "data_manifests")
-    )
-    return OpenedSource(manifest, places, base, Path.cwd() if shipped else own)
+    base = bases[missing.index([])]
+    places = tuple((source.label, base / source.path) for source in manifest.sources)
+    return OpenedSource(manifest, places, base, Path.cwd() if is_shipped(path) else folder)
 
 
 def find_sheet(sheet: Sheet, opened: OpenedSource) -> Path:
