@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from monai.transforms import Compose
 
@@ -77,21 +77,27 @@ def test_the_affine_is_that_of_monais_inverse(mode):
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=sides, columns=sides, mode=st.sampled_from(MODES), cell=st.tuples(st.integers(0, 3), st.integers(0, 3)))
+@given(
+    rows=sides,
+    columns=sides,
+    mode=st.sampled_from(MODES),
+    cell=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+)
 def test_a_cell_peaks_where_the_network_looks(rows, columns, mode, cell):
-    """A feature map that is 0 but for one cell peaks at the source pixel of input pixel (32 i, 32 j)."""
+    """A feature map that is 0 but for one cell has its peak at the source pixel nearest to input pixel (32 i, 32 j).
+
+    The outer cells are left out: their value holds up to the edge, so that they have no single peak.
+    """
     size, stride = 128, 32
     affine = index_affine(_resized(np.zeros((rows, columns)), size, mode))
     cells = torch.zeros(4, 4)
     cells[cell] = 1.0
     back = map_back(cells, affine, (rows, columns), (size, size), stride, 0.0)
     expected = affine[:, :2] @ (np.array(cell) * stride) + affine[:, 2]
-    inside = ((expected >= 0) & (expected <= np.array([rows - 1, columns - 1]))).all()
-    if not inside:
-        return  # the cell looks at padding, or just beyond the edge
-    values = back[tuple(np.rint(expected).astype(int))]
+    assume((expected >= 0).all() and (expected <= np.array([rows - 1, columns - 1])).all())  # else it looks at padding
+    peaks = np.argwhere(back >= back.max() - 1e-6)  # two, where the place is half way between pixels
+    assert np.abs(peaks - expected).max(axis=1).min() <= 0.5 + 1e-6
     assert back.max() <= 1.0 + 1e-6
-    assert values >= back.max() - 1e-6 or values >= 1 - 0.75 * np.abs(np.linalg.inv(affine[:, :2])).sum() / stride
 
 
 def test_what_was_cropped_away_has_no_evidence():
