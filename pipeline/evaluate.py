@@ -186,7 +186,7 @@ def _pictures(
     run: Path, subject: Subject, cases: pd.DataFrame, images: pd.DataFrame, evaluation: Evaluation, model: TrainedModel
 ) -> None:
     facts, folder = model.facts, subject.folder
-    note = f"{facts.name}, {subject.name}. {facts.notice + ' ' if facts.notice else ''}{RESEARCH_ONLY}."
+    note = f"{facts.name}, {subject.name}. {facts.notice + '. ' if facts.notice else ''}{RESEARCH_ONLY}."
     done = cases[cases["status"] == STATUS_OK]
     figures.confusion_matrix(folder / "confusion_matrix.png", evaluation.confusion, facts.classes, note=note)
     figures.roc(folder / "roc.png", _roc_lines(subject, done, evaluation, model), note=note)
