@@ -8,6 +8,7 @@ stop, so a resumed run decides alike.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
 from ignite.metrics import Accuracy, Average, EpochMetric
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
@@ -223,6 +225,9 @@ def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: F
             engine.terminate()
 
     trainer.add_event_handler(Events.EPOCH_STARTED, begin)
+    if progress and sys.stderr.isatty():
+        bar = ProgressBar(desc="epoch", file=sys.stderr)
+        bar.attach(trainer, output_transform=lambda output: {"loss": float(output["loss"])})
     ValidationHandler(interval=1, validator=evaluator).attach(trainer)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, record)
 

@@ -56,9 +56,11 @@ class Download:
 IMAGENET = {
     "resnet18": Download("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd"),
     "resnet34": Download("https://download.pytorch.org/models/resnet34-b627a593.pth", "b627a593"),
-    "resnet50": Download("https://download.pytorch.org/models/resnet50-11ad3fa6.pth", "11ad3fa6"),
-    "resnet101": Download("https://download.pytorch.org/models/resnet101-cd907fc2.pth", "cd907fc2"),
+    "resnet50": Download("https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61"),
+    "resnet101": Download("https://download.pytorch.org/models/resnet101-63fe2227.pth", "63fe2227"),
 }
+"""torchvision's first weights of each: the later ones score higher on ImageNet, by label smoothing and mixing of images, which is
+known to make frozen features worse for other tasks (Kornblith 2021)."""
 
 
 @dataclass(frozen=True)
