@@ -43,6 +43,8 @@ JOIN_COLUMN = {
 }
 
 NOT_PROVEN = "patient independence is not proven"
+UNKNOWN_PATIENT = "unknown-"
+"""How the stand-in for a patient begins who is not known."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,10 @@ def label_cases(grouped: Cases, manifest: Manifest, opened: OpenedSource, key: I
     warnings: list[str] = []
     if sheet is not None and manifest.sheet is not None:
         row_of_image = _match_sheet(images, sheet, manifest.sheet.join)
-        unmatched = int((~sheet.index.isin(row_of_image.dropna())).sum())
+        matched = _join_values(images, manifest.sheet.join)
+        unmatched = int((~sheet["join_value"].isin(matched)).sum())
         if unmatched:
-            warnings.append(f"{unmatched} of {len(sheet)} rows of the label sheet match no image")
+            warnings.append(f"{unmatched} of {len(sheet)} rows of the label sheet match no image that the rules let in")
     else:
         row_of_image = pd.Series(pd.NA, index=images.index)
     images["label"] = _labels(images, manifest.labels, manifest.classes, sheet, row_of_image)
@@ -111,7 +114,7 @@ def label_cases(grouped: Cases, manifest: Manifest, opened: OpenedSource, key: I
     unknown = images["patient_key"].isna()
     if unknown.any():
         stand_in = images["study_instance_uid"].replace("", pd.NA).fillna(images["case_id"])
-        images.loc[unknown, "patient_key"] = [f"unknown-{key.patient(value)}" for value in stand_in[unknown]]
+        images.loc[unknown, "patient_key"] = [f"{UNKNOWN_PATIENT}{key.patient(value)}" for value in stand_in[unknown]]
         warnings.append(
             f"{NOT_PROVEN}: {images.loc[unknown, 'case_id'].nunique()} cases have no patient; each study (or file) stands for one"
         )
@@ -119,9 +122,13 @@ def label_cases(grouped: Cases, manifest: Manifest, opened: OpenedSource, key: I
 
 
 def _with_facts(table: pd.DataFrame, facts: Mapping[str, str]) -> pd.DataFrame:
-    unknown = sorted(set(facts) - set(table.columns))
+    unknown = sorted(
+        name for name in facts if name not in table.columns or not pd.api.types.is_string_dtype(table[name])
+    )
     if unknown:
-        raise ConfigError(f"facts: {', '.join(unknown)}: no column of the index; it has {', '.join(table.columns)}")
+        raise ConfigError(
+            f"facts: {', '.join(unknown)}: no column of text in the index; try modality or body_part_examined"
+        )
     filled = {name: table[name].replace("", pd.NA).fillna(value) for name, value in facts.items()}
     return table.assign(**filled)
 
@@ -179,7 +186,12 @@ def _read_sheet(manifest: Manifest, opened: OpenedSource, key: IdentityKey) -> p
     path = find_sheet(sheet, opened)
     try:
         table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, sep="\t" if path.suffix == ".tsv" else ",", encoding="utf-8-sig"
+            path,
+            dtype=str,
+            keep_default_na=False,
+            sep="\t" if path.suffix == ".tsv" else ",",
+            encoding="utf-8-sig",
+            index_col=False,
         )
     except (ValueError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -191,9 +203,12 @@ def _read_sheet(manifest: Manifest, opened: OpenedSource, key: IdentityKey) -> p
     if manifest.patients.source == "column":
         wanted.add(manifest.patients.column)
     missing = sorted(wanted - set(table.columns))
-    if missing:
-        raise ConfigError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    table = table[sorted(wanted)].copy()
+    if missing:  # the columns that are there are not quoted: without a header line they are a patient's
+        raise ConfigError(
+            f"{path}: no column {', '.join(missing)} among its {len(table.columns)}; expected a header line with these names, "
+            "values separated by commas (tabs in a .tsv)"
+        )
+    table = table[sorted(wanted)].apply(lambda column: column.fillna("").str.strip())
     table["join_value"] = [_join_value(value, sheet, key) for value in table[sheet.column]]
     return table
 
@@ -208,18 +223,30 @@ def _join_value(value: str, sheet: Sheet, key: IdentityKey) -> str | None:
 
 
 def _match_sheet(images: pd.DataFrame, sheet: pd.DataFrame, join: JoinKey) -> pd.Series:
-    """For each image the sheet's row; rows that repeat a key with the same content count once, the first is taken otherwise."""
-    by_name = join is JoinKey.FILE_NAME
-    values = images["path"].map(lambda path: Path(path).name) if by_name else images[JOIN_COLUMN[join]]
-    usable = sheet.dropna(subset="join_value")
-    clashing = usable.drop_duplicates().loc[lambda rows: rows["join_value"].duplicated(keep=False), "join_value"]
+    """For each image its row of the sheet; rows that say the same of the same key are one. ConfigError where they contradict."""
+    rows = sheet.dropna(subset="join_value").drop_duplicates()
+    clashing = rows.loc[rows["join_value"].duplicated(keep=False), "join_value"]
     if len(clashing):
         raise ConfigError(
             f"the label sheet has {clashing.nunique()} key(s) with several different rows (first: line {clashing.index[0] + 2}); "
             "one row a key is expected: remove the wrong ones"
         )
-    first = usable.drop_duplicates("join_value")
-    return values.map(pd.Series(first.index, index=first["join_value"]))
+    values = _join_values(images, join)
+    if join is JoinKey.FILE_NAME:
+        files = pd.DataFrame({"file": images["source"] + "/" + images["path"], "name": values}).drop_duplicates()
+        repeated = files.loc[files["name"].isin(rows["join_value"]), "name"].duplicated()
+        if repeated.any():
+            raise ConfigError(
+                f"{int(repeated.sum())} file name(s) of the label sheet stand in several folders; join by path instead of file_name"
+            )
+    return values.map(pd.Series(rows.index, index=rows["join_value"]))
+
+
+def _join_values(images: pd.DataFrame, join: JoinKey) -> pd.Series:
+    """What each image has of what the sheet's key column holds."""
+    if join is JoinKey.FILE_NAME:
+        return images["path"].map(lambda path: Path(path).name)
+    return images[JOIN_COLUMN[join]]
 
 
 def _labels(
@@ -287,12 +314,15 @@ def _resolve(grouped: Cases) -> Cases:
     image_rule = images["case_id"].map(rules)
     out = images.loc[image_rule != "", ["source", "path"]].assign(rule=image_rule[image_rule != ""]).drop_duplicates()
     kept = images.loc[image_rule == ""].reset_index(drop=True)
+    kept["label"] = kept["case_id"].map(by_case["label"].first())  # a sheet may name one image of a series
     cases = grouped.cases[grouped.cases["case_id"].map(rules) == ""].reset_index(drop=True)
     first = by_case[["label", "patient_key"]].first()
     cases = cases.join(first, on="case_id")
+    exclusions = pd.concat([grouped.exclusions, out], ignore_index=True)
     if cases.empty:
+        reasons = ", ".join(f"{count} by {rule!r}" for rule, count in exclusions["rule"].value_counts().head(4).items())
         raise ConfigError(
-            f"no case has a label: {len(grouped.cases)} cases are in the source, {len(out)} images were left out "
-            f"({', '.join(sorted(set(out['rule']))) or 'by the rules'}); check `labels`, the sheet's key column and `rules`"
+            f"no labelled case is left: {len(exclusions)} images are left out ({reasons}). {'; '.join(grouped.warnings)}. "
+            "Check `rules`, `labels` and the sheet's `join` and `column`"
         )
-    return Cases(cases, kept, pd.concat([grouped.exclusions, out], ignore_index=True), tuple(warnings))
+    return Cases(cases, kept, exclusions, tuple(warnings))

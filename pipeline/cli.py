@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(
         commands, "evaluate", _evaluate, "figures with intervals, and pictures", "radloop evaluate runs/ct"
     )
-    evaluate.add_argument("run", type=Path, metavar="RUN")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder of radloop train")
     evaluate.add_argument("--split", default="test", help="train, validation or test (the default)")
     evaluate.add_argument("--data", metavar="MANIFEST", help="evaluate on all of another dataset")
     _add_root(evaluate)
@@ -78,18 +78,18 @@ def _parser() -> argparse.ArgumentParser:
         "predictions and DICOM objects for any source",
         "radloop infer runs/ct export/ --out results/",
     )
-    infer.add_argument("run", type=Path, metavar="RUN")
+    infer.add_argument("run", type=Path, metavar="RUN", help="a run folder of radloop train")
     infer.add_argument(
         "source", metavar="SOURCE", help="an export folder, a DICOMDIR, a file, or a manifest; labelled or not"
     )
-    infer.add_argument("--out", type=Path, required=True, metavar="OUT")
+    infer.add_argument("--out", type=Path, required=True, metavar="OUT", help="for tables, objects and overlays")
     infer.add_argument(
         "--write", default="sc", metavar="KINDS", help="objects to write: sc (Secondary Capture, the default) or none"
     )
     _add_root(infer)
 
     demo = _command(commands, "demo", _demo, "the whole loop on a generated export, offline", "radloop demo --out demo")
-    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="made anew; demo where not given")
 
     _command(commands, "doctor", _doctor, "versions, devices and decoders", "radloop doctor")
     return parser
@@ -119,6 +119,7 @@ def _index(options: argparse.Namespace) -> int:
     from pipeline.summary import summary_text
 
     opened = open_source(options.source, options.root)
+    opened.refuse_output(options.out)
     index = opened.index(opened.key(), progress=True)
     write_index(index, options.out)
     print(summary_text(index.summary))
@@ -152,7 +153,7 @@ def _infer(options: argparse.Namespace) -> int:
     summary = infer(options.run, options.source, options.out, write=kinds, root=options.root)
     print("\n".join(summary.lines()))
     print(f"tables and objects: {options.out}")
-    return SOME_FAILED if summary.failed else DONE
+    return SOME_FAILED if summary.failed or not summary.cases else DONE
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -92,7 +92,7 @@ class Plateau(Settings):
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The learning rate is multiplied by this."""
     patience: Annotated[int, Field(ge=0)] = 3
-    """Epochs without improvement before it is."""
+    """Epochs without improvement that are let pass: the next one lowers the rate (Keras lowers it one epoch earlier)."""
     minimum: Annotated[float, Field(ge=0)] = 1e-6
     """The learning rate never falls below this."""
 
@@ -147,7 +147,7 @@ class Config(Settings):
     """What the model is called, on its objects too."""
     manifest: str
     """A shipped manifest's name, or a path (relative to this file's folder, or to where the command runs)."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, order of images and augmentation."""
     preprocessing: Preprocessing = Preprocessing()
     """The deterministic chain."""
@@ -175,6 +175,16 @@ class Config(Settings):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _weights_fit_their_use(self) -> Config:
+        if self.network.weights == "imagenet" and self.preprocessing.normalization != "imagenet":
+            raise ValueError(
+                "network.weights imagenet needs preprocessing.normalization imagenet: the statistics they were trained with"
+            )
+        if self.network.weights == "none" and self.network.trainable != "all":
+            raise ValueError("network.weights none needs network.trainable all: frozen random features say nothing")
+        return self
+
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -185,10 +195,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     content = read_yaml(path)
     for override in overrides:
         _apply_override(content, override)
-    config = parse_settings(Config, content, str(path))
+    config = parse_settings(Config, content, f"{path} with --set {' '.join(overrides)}" if overrides else str(path))
     beside = path.parent / config.manifest
     if beside.suffix in (".yaml", ".yml") and beside.is_file():
-        return config.model_copy(update={"manifest": str(beside)})
+        return config.model_copy(update={"manifest": str(beside.resolve())})
     return config
 
 
@@ -265,9 +275,9 @@ def _explain(kind: type[Settings], problem: Any) -> str:
     location = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part[:1].isupper()))]
     key = ".".join(str(part) for part in location)
     if problem["type"] != "extra_forbidden":
-        return f"{key or 'file'}: {problem['msg']}" + (
-            f" (found {problem['input']!r})" if key and problem["type"] != "missing" else ""
-        )
+        message = problem["msg"].removeprefix("Value error, ")
+        found = f" (found {problem['input']!r})" if key and problem["type"] not in ("missing", "value_error") else ""
+        return f"{key}: {message}{found}" if key else message
     known = _known_keys(kind, location[:-1])
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"{key}: unknown key; " + (f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}")

@@ -6,8 +6,7 @@ frame in 0-1 at its own resolution, as 8 bits, for pictures. Everything random h
 
 from __future__ import annotations
 
-import hashlib
-import os
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,8 +22,9 @@ from torch.utils.data import Dataset, Sampler
 from pipeline.config import Augmentation, Config, CustomWindow, Preprocessing
 from pipeline.dicom.pixels import read_pixels
 from pipeline.errors import Rejected, RejectReason
+from pipeline.files import file_digest
 from pipeline.raster import read_raster
-from pipeline.work import Failure, preload, run_each
+from pipeline.work import Failure, default_workers, preload, run_each
 from transforms.chains import (
     GRAY_MEAN,
     GRAY_STD,
@@ -94,7 +94,7 @@ class Preparer:
             source_shape=(pixels.values.shape[0], pixels.values.shape[1]),
             shown=None if shown is None else np.rint(shown * 255.0).astype(np.uint8),
             spacing_mm=pixels.spacing_mm,
-            digest=_file_digest(image.location) if self.keep_shown else "",
+            digest=file_digest(image.location) if self.keep_shown else "",
         )
 
 
@@ -109,11 +109,6 @@ def read_image(image: ImageFile) -> Pixels:
     if image.format == "dicom":
         return read_pixels(image.location, image.frame)
     return read_raster(image.location, image.frame)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def image_files(images: pd.DataFrame, roots: dict[str, Path]) -> list[ImageFile]:
@@ -133,11 +128,6 @@ def prepare_all(
     return run_each(
         preparer, files, workers=count, timeout_s=DECODE_TIMEOUT_S, memory_bytes=DECODE_MEMORY_BYTES, chunk=4
     )
-
-
-def default_workers() -> int:
-    """As many as this process may use cores, at most 16: decoding is fast, and disks are not faster for more."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
 
 
 def window_of(preprocessing: Preprocessing) -> Voi:
@@ -170,7 +160,8 @@ def input_chain(mean: Sequence[float], std: Sequence[float]) -> Compose:
 
 @lru_cache(maxsize=2)
 def _prepare_chain(preprocessing: Preprocessing) -> Compose:
-    torch.set_num_threads(1)  # one worker a core: threads inside would only fight
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # one worker a core: threads inside would only fight
     return prepare_chain(
         window=window_of(preprocessing),
         size=preprocessing.size,
@@ -195,20 +186,28 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class TrainingImages(Dataset):
-    """Prepared images with their labels; with a random chain each (seed, epoch, position) gives the same variant, whatever the workers."""
+    """Labelled images, rows `rows` of the prepared ones, through a chain.
+
+    With a seed each (seed, epoch, item) gives the same variant, whatever the workers.
+    """
 
     def __init__(
-        self, images: NDArray[np.float32], labels: NDArray[np.int64], chain: Compose, seed: int | None = None
+        self,
+        images: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        chain: Compose,
+        seed: int | None = None,
     ) -> None:
-        self.images, self.labels, self.chain, self.seed = images, labels, chain, seed
+        self.images, self.rows, self.labels, self.chain, self.seed = images, rows, labels, chain, seed
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, position = key if isinstance(key, tuple) else (0, key)
+        epoch, item = key if isinstance(key, tuple) else (0, key)
         if self.seed is not None:
-            state = np.random.SeedSequence((self.seed, epoch, position)).generate_state(1)[0]
+            state = np.random.SeedSequence((self.seed, epoch, item)).generate_state(1)[0]
             self.chain.set_random_state(seed=int(state))
-        image = self.chain({KEY: torch.from_numpy(np.array(self.images[position]))})[KEY]
-        return {"image": image, "label": torch.tensor(self.labels[position])}
+        image = self.chain({KEY: torch.from_numpy(np.array(self.images[self.rows[item]]))})[KEY]
+        return {"image": image, "label": torch.tensor(self.labels[item])}

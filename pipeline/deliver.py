@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pipeline
+from pipeline import RESEARCH_ONLY
 from pipeline.config import Output, digest
 from pipeline.dataset import Prepared
 from pipeline.dicom.derived import Algorithm, content_digest, write_object
@@ -28,7 +30,6 @@ from pipeline.explain import cell_size, evidence_in_source
 from pipeline.files import write_whole
 from pipeline.predict import ImageResult, TrainedModel
 from pipeline.render import Legend, result_picture
-from pipeline.run import RESEARCH_ONLY
 
 OVERLAYS_FOLDER = "overlays"
 DERIVATION = "Heatmap of the classifier's evidence (Grad-CAM of a linear head) over the source image"
@@ -36,11 +37,14 @@ DERIVATION = "Heatmap of the classifier's evidence (Grad-CAM of a linear head) o
 
 @dataclass(frozen=True)
 class Case:
-    """A case as its objects tell of it. `content`: digest of all its images in their order; `out_of_scope`: why, or ''."""
+    """A case as its objects tell of it. `shown`: the class whose evidence is drawn; `content`: digest of all its images;
+    `out_of_scope`: why, or ''.
+    """
 
     case_id: str
     predicted: str
     probability: float
+    shown: int
     images: int
     content: str
     out_of_scope: str
@@ -66,14 +70,16 @@ class Delivery:
         """Writes one picture for each key image; returns why one could not be written, or ''."""
         problem = ""
         for place, result in enumerate(key_images, start=1):
-            picture = self._picture(case, result, place, len(key_images))
             try:
+                picture = self._picture(case, result, place, len(key_images))
                 if result.file.format == "dicom":
                     self._secondary_capture(case, result, picture)
                 else:
                     self._overlay(result, picture)
             except (ObjectError, Rejected) as error:
                 problem = f"no object: {error}"
+            except OSError as error:  # of one name; a full disk ends the tables, too, and is said there
+                problem = f"no object: it cannot be written ({error.strerror})"
         return problem
 
     def _picture(self, case: Case, result: ImageResult, place: int, key_images: int) -> NDArray[np.uint8]:
@@ -81,13 +87,17 @@ class Delivery:
         if prepared is None or prepared.shown is None or result.evidence is None or result.probabilities is None:
             raise ValueError("a picture needs a predicted image whose pixels were kept")
         evidence = evidence_in_source(
-            result.evidence, self.model.geometry, prepared.affine, prepared.source_shape, facts.preprocessing.size
+            result.evidence[case.shown],
+            self.model.geometry,
+            prepared.affine,
+            prepared.source_shape,
+            facts.preprocessing.size,
         )
         lines = [f"{case.predicted}, probability {case.probability:.2f}"]
         if case.images > 1:
-            own = result.probabilities[result.shown]
+            own = result.probabilities[case.shown]
             lines.append(
-                f"mean of {case.images} images; this one is key image {place} of {key_images}, {facts.classes[result.shown]} {own:.2f}"
+                f"mean of {case.images} images; this one is key image {place} of {key_images}, {facts.classes[case.shown]} {own:.2f}"
             )
         lines += [f"model {facts.name}, radloop {pipeline.__version__}, {facts.digest[:12]}", RESEARCH_ONLY]
         warnings = [text for text in (case.out_of_scope, facts.notice) if text]
@@ -96,17 +106,17 @@ class Delivery:
             evidence,
             facts.heatmap_scale,
             lines,
-            self._legend(result, prepared),
+            self._legend(case, prepared),
             warnings,
         )
 
-    def _legend(self, result: ImageResult, prepared: Prepared) -> Legend:
+    def _legend(self, case: Case, prepared: Prepared) -> Legend:
         facts = self.model.facts
         pixels = cell_size(self.model.geometry, prepared.affine)
         spacing = prepared.spacing_mm
         in_mm = f" ({pixels * max(spacing):.0f} mm)" if spacing else ""
         return Legend(
-            label=f"evidence for {facts.classes[result.shown]}",
+            label=f"evidence for {facts.classes[case.shown]}",
             scale=facts.heatmap_scale,
             unit="logit margin" if len(facts.classes) == 2 else "centred logit",
             cell=f"one feature cell is {pixels:.0f} pixels wide{in_mm}; finer detail is interpolation",
@@ -144,17 +154,22 @@ class Delivery:
         suffix = f".frame-{result.file.frame + 1}.png" if result.file.frame else ".png"
         content = io.BytesIO()
         Image.fromarray(picture).save(content, format="PNG")
-        folder = self.out / OVERLAYS_FOLDER
-        write_whole(folder / result.file.source / f"{result.file.path}{suffix}", content.getvalue())
+        folder = self.out / OVERLAYS_FOLDER / safe_name(result.file.source)
+        write_whole(folder / f"{result.file.path}{suffix}", content.getvalue())
         self.overlays += 1
 
 
+def safe_name(source: str) -> str:
+    """A source's name as one folder's name: a manifest may name a source by a path that leads anywhere."""
+    return re.sub(r"[^\w.-]+", "_", source).strip("._") or "source"
+
+
 def case_content(results: Sequence[ImageResult]) -> str:
-    """Digest of a case: its image's file, or all its images (instance, frame, file) in their order."""
-    parts = [(result.file.path, result.file.frame, result.prepared.digest) for result in results if result.prepared]
+    """Digest of a case: of its image's file, or of all its images' files and frames, whatever their names and order are."""
+    parts = sorted({(result.prepared.digest, result.file.frame) for result in results if result.prepared})
     if len(parts) == 1:
-        return parts[0][2]
-    return hashlib.sha256(repr([(frame, content) for _, frame, content in parts]).encode()).hexdigest()
+        return parts[0][0]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _instance_number(of_source: object, frame: int) -> int:

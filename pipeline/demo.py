@@ -47,6 +47,15 @@ class Pointing:
     share: float
     by_chance: float
 
+    def line(self) -> str:
+        """For the terminal."""
+        if not self.images:
+            return "  no opacity was found in the test images, so no heatmap can be judged"
+        return (
+            f"  heatmap's peak within one feature cell of an opacity: {self.share:.0%} of {self.images} true-positive test images "
+            f"({self.by_chance:.0%} by chance)"
+        )
+
 
 def demo(
     out: Path,
@@ -78,8 +87,7 @@ def demo(
     return [
         f"{PHANTOM_NOTICE}. Research use only - not for diagnosis.",
         *summary_lines(record),
-        f"  heatmap's peak within one feature cell of an opacity: {pointing.share:.0%} of {pointing.images} true-positive test images "
-        f"({pointing.by_chance:.0%} by chance)",
+        pointing.line(),
         *summary.lines(),
         f"figures:       {run / EVALUATION_FOLDER}",
         f"DICOM objects: {results}",
@@ -107,7 +115,7 @@ def point_at_lesions(run: Path, lesions: Path) -> Pointing:
         if result.prepared is None or result.evidence is None or uid not in ellipses.groups:
             continue
         evidence = evidence_in_source(
-            result.evidence,
+            result.evidence[result.shown],
             model.geometry,
             result.prepared.affine,
             result.prepared.source_shape,
@@ -150,12 +158,14 @@ def example_picture(run: Path, results: Path, target: Path) -> Path:
 
 def _make_room(out: Path) -> None:
     """An empty folder for the demo; only what an earlier demo left is removed."""
-    if out.exists() and any(out.iterdir()) and not (out / KEY_FILE).exists():
+    key = out / KEY_FILE
+    own = key.is_file() and key.read_text().strip() == DEMO_KEY
+    if out.exists() and any(out.iterdir()) and not own:
         raise ConfigError(f"{out}: not empty and not from an earlier demo; give another --out")
     for name in ("export", "index", "run", "out"):
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / KEY_FILE, DEMO_KEY + "\n")
+    write_whole(key, DEMO_KEY + "\n")
     write_whole(out / MANIFEST_FILE, find_shipped("data_manifests", "demo").read_text())
 
 

@@ -7,7 +7,6 @@ Paths are relative to the source's root, posix, in the order of their folders' s
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -128,9 +127,3 @@ def _format_name(head: bytes) -> str:
             return name
     printable = sum(32 <= byte < 127 or byte in b"\t\r\n" or byte > 127 for byte in head)
     return "text" if printable == len(head) else "unknown format"
-
-
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -46,6 +46,8 @@ class RejectReason(StrEnum):
     """A pixel format outside what radloop can give a meaning to (odd bit depths, unknown photometric interpretation)."""
     DECODE_FAILED = "decode_failed"
     """The codec reports an error in the compressed stream."""
+    NOT_FINITE = "not_finite"
+    """The network's output for it is no number."""
     CHANGED = "changed"
     """The file is not the one that was indexed: its size or time differs, or it is gone."""
 

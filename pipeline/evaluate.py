@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import figures
-from pipeline.cases import NOT_PROVEN, Cases, group_images, label_cases
-from pipeline.config import Config, parse_settings, read_yaml
+from pipeline import RESEARCH_ONLY, figures
+from pipeline.cases import NOT_PROVEN, UNKNOWN_PATIENT, Cases, group_images, label_cases
+from pipeline.config import Config
 from pipeline.dataset import image_files
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import evidence_in_source
 from pipeline.files import write_whole
 from pipeline.index import Index, read_index, write_index
-from pipeline.manifest import Manifest, open_source
+from pipeline.manifest import Manifest, open_dataset
 from pipeline.metrics import Evaluation, evaluate_predictions
 from pipeline.predict import (
     STATUS_OK,
@@ -38,15 +38,14 @@ from pipeline.run import (
     EVALUATION_FOLDER,
     HISTORY_FILE,
     INDEX_FOLDER,
-    MANIFEST_FILE,
-    RESEARCH_ONLY,
     SPLIT_FILE,
     identity_fingerprint,
     read_config,
+    read_manifest,
     read_table,
     write_table,
 )  # fmt: skip
-from pipeline.split import SPLITS, check_split
+from pipeline.split import SPLIT_COLUMNS, SPLITS, check_split
 
 GALLERY_TILES = 12
 
@@ -92,8 +91,8 @@ def evaluate(
 def _own_split(run: Path, split: str) -> Subject:
     if split not in SPLITS:
         raise ConfigError(f"--split {split}: expected one of {', '.join(SPLITS)}")
-    manifest = parse_settings(Manifest, read_yaml(run / MANIFEST_FILE), str(run / MANIFEST_FILE))
-    table = read_table(run / SPLIT_FILE)
+    manifest = read_manifest(run)
+    table = read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
     check_split(table)
     index = read_index(run / INDEX_FOLDER)
     grouped = group_images(index, manifest.unit, manifest.rules, drop_collisions=True, facts=manifest.facts)
@@ -105,29 +104,26 @@ def _own_split(run: Path, split: str) -> Subject:
         )
     images = grouped.images[grouped.images["case_id"].isin(cases["case_id"])].reset_index(drop=True)
     folder = run / EVALUATION_FOLDER if split == "test" else run / EVALUATION_FOLDER / split
-    return Subject(split, cases, images, index, folder, _dataset_warnings(manifest))
+    return Subject(split, cases, images, index, folder, _independence_warnings(manifest, cases["patient_key"]))
 
 
 def _other_data(run: Path, data: str, root: Path | None, model: TrainedModel, progress: bool) -> Subject:
-    opened = open_source(data, root)
+    opened = open_dataset(data, root)
     manifest = opened.manifest
-    if manifest is None:
-        raise ConfigError(f"--data {data}: evaluation needs labels: give a manifest")
-    if manifest.classes != model.facts.classes:
-        raise ConfigError(f"--data {data}: its classes are {manifest.classes}, the model's are {model.facts.classes}")
+    assert manifest is not None
+    for name, own, others in (
+        ("classes", model.facts.classes, manifest.classes),
+        ("unit", model.facts.unit, manifest.unit),
+    ):
+        if own != others:
+            raise ConfigError(f"--data {data}: its {name} is {others}, the model's is {own}")
     key = opened.key()
     index = opened.index(key, progress=progress)
-    folder = run / EVALUATION_FOLDER / manifest.name
+    folder = run / EVALUATION_FOLDER / f"data-{manifest.name}"
     write_index(index, folder / INDEX_FOLDER)
     grouped = group_images(index, manifest.unit, manifest.rules, drop_collisions=True, facts=manifest.facts)
     labelled: Cases = label_cases(grouped, manifest, opened, key)
-    fitted = read_table(run / SPLIT_FILE).query("split != 'test'")["patient_key"]
-    shared = labelled.cases["patient_key"].isin(fitted) & (manifest.patients.source != "blocks")
-    if shared.any():
-        raise RunError(
-            f"--data {data}: {labelled.cases.loc[shared, 'patient_key'].nunique()} of its patients were trained or validated on; "
-            "the figures would be wrong, so nothing is done"
-        )
+    _refuse_shared(run, data, labelled, manifest)
     warnings = labelled.warnings
     if key.fingerprint != identity_fingerprint(run):
         warnings += (
@@ -136,10 +132,39 @@ def _other_data(run: Path, data: str, root: Path | None, model: TrainedModel, pr
     return Subject(manifest.name, labelled.cases, labelled.images, index, folder, warnings)
 
 
-def _dataset_warnings(manifest: Manifest) -> tuple[str, ...]:
+def _refuse_shared(run: Path, data: str, labelled: Cases, manifest: Manifest) -> None:
+    """RunError if patients or images of `labelled` were trained or validated on.
+
+    Images are told by SOPInstanceUID, without one by name and size. Stand-ins for patients say nothing across datasets.
+    """
+    fitted = read_table(run / SPLIT_FILE, SPLIT_COLUMNS).query("split != 'test'")
+    patients = labelled.cases["patient_key"]
+    known = ~patients.str.startswith(UNKNOWN_PATIENT) & (manifest.patients.source != "blocks")
+    shared = patients[known & patients.isin(fitted["patient_key"])].nunique()
+    own = read_manifest(run)
+    before = group_images(
+        read_index(run / INDEX_FOLDER), own.unit, own.rules, drop_collisions=True, facts=own.facts
+    ).images
+    seen = _image_identities(before[before["case_id"].isin(fitted["case_id"])])
+    images = int(_image_identities(labelled.images).isin(set(seen)).sum())
+    if shared or images:
+        raise RunError(
+            f"--data {data}: {shared} of its patients and {images} of its images were trained or validated on; "
+            "the figures would be wrong, so nothing is done"
+        )
+
+
+def _image_identities(images: pd.DataFrame) -> pd.Series:
+    by_name = images["path"].map(lambda path: Path(path).name) + "\x1f" + images["bytes"].astype(str)
+    return images["sop_instance_uid"].fillna("").where(lambda uid: uid != "", by_name)
+
+
+def _independence_warnings(manifest: Manifest, patients: pd.Series) -> tuple[str, ...]:
+    """Why patients may stand in two splits although no key does."""
     if manifest.patients.source == "blocks":
         return (f"{NOT_PROVEN}: patients are blocks of consecutive numbers",)
-    return ()
+    unknown = int(patients.str.startswith(UNKNOWN_PATIENT).sum())
+    return (f"{NOT_PROVEN}: {unknown} of {len(patients)} cases have no patient",) if unknown else ()
 
 
 def _without_pixels(result: ImageResult) -> ImageResult:
@@ -191,8 +216,9 @@ def _pictures(
     figures.confusion_matrix(folder / "confusion_matrix.png", evaluation.confusion, facts.classes, note=note)
     figures.roc(folder / "roc.png", _roc_lines(subject, done, evaluation, model), note=note)
     history = pd.read_csv(run / HISTORY_FILE)
-    figures.history(folder / "history.png", history, best_epoch=facts.best_epoch, note=note)
-    figures.class_histogram(folder / "class_histogram.png", read_table(run / SPLIT_FILE), note=note)
+    of_the_run = note.replace(f"{facts.name}, {subject.name}.", f"{facts.name}.", 1)
+    figures.history(folder / "history.png", history, best_epoch=facts.best_epoch, note=of_the_run)
+    figures.class_histogram(folder / "class_histogram.png", read_table(run / SPLIT_FILE), note=of_the_run)
     figures.gallery(folder / "gallery.png", _tiles(subject, done, images, model), note=note)
 
 
@@ -215,21 +241,27 @@ def _roc_lines(
 
 def _tiles(subject: Subject, done: pd.DataFrame, images: pd.DataFrame, model: TrainedModel) -> list[figures.Tile]:
     """Cases of every outcome (actual, predicted) in turn, each by its image with the highest probability of the class shown."""
-    chosen = _gallery_cases(done)
+    facts, chosen = model.facts, _gallery_cases(done).to_dict("records")
     usable = images[images["status"] == STATUS_OK]
-    positive = model.facts.positive_index
-    tiles = []
-    for case in chosen.to_dict("records"):
-        column = f"p_{model.facts.classes[positive] if positive is not None else case['predicted']}"
-        position = usable.loc[usable["case_id"] == case["case_id"], column].idxmax()
-        files = image_files(subject.images.loc[[position]], subject.index.roots)
-        for result in predict_files(model, files, keep_shown=True, workers=0):
-            if result.prepared is not None:
-                probability = float(case[f"p_{case['predicted']}"])
-                tiles.append(
-                    figures.Tile(heatmap_picture(model, result), case["label"], case["predicted"], probability)
-                )
-    return tiles
+    shown = [
+        facts.classes.index(case["predicted"]) if facts.positive_index is None else facts.positive_index
+        for case in chosen
+    ]
+    rows = [
+        usable.loc[usable["case_id"] == case["case_id"], f"p_{facts.classes[place]}"].idxmax()
+        for case, place in zip(chosen, shown, strict=True)
+    ]
+    results = predict_files(model, image_files(subject.images.loc[rows], subject.index.roots), keep_shown=True)
+    return [
+        figures.Tile(
+            heatmap_picture(model, result, place),
+            case["label"],
+            case["predicted"],
+            float(case[f"p_{case['predicted']}"]),
+        )
+        for case, place, result in zip(chosen, shown, results, strict=True)
+        if result.failure is None
+    ]
 
 
 def _gallery_cases(done: pd.DataFrame) -> pd.DataFrame:
@@ -242,13 +274,13 @@ def _gallery_cases(done: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def heatmap_picture(model: TrainedModel, result: ImageResult) -> np.ndarray:
-    """The image with its evidence over it, (rows, columns, 3) uint8, at its own resolution."""
+def heatmap_picture(model: TrainedModel, result: ImageResult, shown: int) -> np.ndarray:
+    """The image with its evidence for class `shown` over it, (rows, columns, 3) uint8, at its own resolution."""
     prepared = result.prepared
     if prepared is None or prepared.shown is None or result.evidence is None:
         raise ValueError("a picture needs a predicted image whose pixels were kept")
     evidence = evidence_in_source(
-        result.evidence, model.geometry, prepared.affine, prepared.source_shape, model.facts.preprocessing.size
+        result.evidence[shown], model.geometry, prepared.affine, prepared.source_shape, model.facts.preprocessing.size
     )
     return overlay(prepared.shown.astype(np.float32) / 255.0, evidence, model.facts.heatmap_scale)
 

@@ -20,19 +20,17 @@ SCALE_PERCENTILE = 99.0
 """Of the positive evidence on the validation split: the colours' full scale, so that one freak cell does not dim all others."""
 
 
-def class_evidence(
-    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shown: torch.Tensor
-) -> torch.Tensor:
-    """Evidence (batch, cell rows, cell columns) for class `shown` (batch,) from `features` (batch, channels, cell rows, cell columns).
+def class_evidence(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Evidence (batch, classes, cell rows, cell columns) from `features` (batch, channels, cell rows, cell columns).
 
-    Two classes: the logit margin of the shown class over the other. More: weights centred over the classes, because the
-    weights themselves are not identifiable (adding a vector to all of them changes no probability).
+    Two classes: the logit margin of each over the other. More: weights centred over the classes, because the weights
+    themselves are not identifiable (adding a vector to all of them changes no probability).
     """
     if len(weight) == 2:
         contrast, offset = weight - weight.flip(0), bias - bias.flip(0)
     else:
         contrast, offset = weight - weight.mean(dim=0), bias - bias.mean()
-    return torch.einsum("bchw,bc->bhw", features, contrast[shown]) + offset[shown][:, None, None]
+    return torch.einsum("bchw,kc->bkhw", features, contrast) + offset[None, :, None, None]
 
 
 def heatmap_scale(evidence: Iterable[NDArray[np.float32]]) -> float:

@@ -6,6 +6,7 @@ Files of a source are opened without waiting for ever: a FIFO or a device in a f
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import stat
@@ -38,6 +39,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         aside.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal; read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -8,6 +8,7 @@ stop, so a resumed run decides alike.
 from __future__ import annotations
 
 import math
+import pickle
 import sys
 import time
 from dataclasses import dataclass, field
@@ -28,12 +29,13 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.config import Training
-from pipeline.dataset import EpochSampler, TrainingImages, default_workers
+from pipeline.dataset import EpochSampler, TrainingImages
 from pipeline.errors import RunError
 from pipeline.files import whole_file
 from pipeline.model import Classifier
 from pipeline.progress import say
 from pipeline.run import CHECKPOINT_FILE, HISTORY_FILE, write_table
+from pipeline.work import default_workers
 
 HISTORY_COLUMNS = [
     "epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_auroc", "learning_rate", "images_per_second", "seconds",
@@ -96,11 +98,11 @@ class Fit:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.schedule:
                 self.schedule.load_state_dict(state["schedule"])
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            self.history, self.best_weights = state["history"], state["best_weights"]
+        except (RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
             raise RunError(
                 f"{path}: does not fit this configuration; train into another folder, or give the one it was begun with"
             ) from error
-        self.history, self.best_weights = state["history"], state["best_weights"]
 
 
 def fit(
@@ -178,7 +180,7 @@ def _run_epochs(
         loss_function=loss,
         optim_set_to_none=True,
         key_train_metric={"train_accuracy": Accuracy(output_transform=_pred_and_label)},
-        additional_metrics={"train_loss": Average(output_transform=lambda output: output["loss"])},
+        additional_metrics={"train_loss": Average(output_transform=lambda output: _losses(loss, output))},
         **engine_options,
     )
     _attach(trainer, evaluator, state, seed, progress)
@@ -192,7 +194,7 @@ def _run_epochs(
 
 def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: Fit, seed: int, progress: bool) -> None:
     """Handlers in the order in which they run at the end of an epoch."""
-    began = [0.0]
+    began, trained = [0.0], [0.0]
 
     def begin(engine: Engine) -> None:
         began[0] = time.monotonic()
@@ -200,8 +202,15 @@ def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: F
             seed * 100_003 + engine.state.epoch
         )  # dropout; a resumed epoch draws what it would have drawn
 
+    def stop_watch(_: Engine) -> None:
+        trained[0] = time.monotonic()
+
     def record(engine: Engine) -> None:
-        row = _history_row(engine, evaluator, state.optimizer, time.monotonic() - began[0])
+        row = _history_row(engine, evaluator, state.optimizer)
+        row["images_per_second"] = min(_images_an_epoch(engine), len(engine.data_loader.dataset)) / (
+            trained[0] - began[0]
+        )
+        row["seconds"] = time.monotonic() - began[0]
         state.history.append(row)
         if not math.isfinite(row["train_loss"]):
             kept = f"the last good state is in {state.run / CHECKPOINT_FILE}: " if len(state.history) > 1 else ""
@@ -228,21 +237,23 @@ def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: F
     if progress and sys.stderr.isatty():
         bar = ProgressBar(desc="epoch", file=sys.stderr)
         bar.attach(trainer, output_transform=lambda output: {"loss": float(output["loss"])})
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, stop_watch)
     ValidationHandler(interval=1, validator=evaluator).attach(trainer)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, record)
 
 
-def _history_row(
-    engine: Engine, evaluator: SupervisedEvaluator, optimizer: torch.optim.Optimizer, seconds: float
-) -> dict[str, float]:
-    images = engine.state.epoch_length * engine.data_loader.batch_size
+def _images_an_epoch(engine: Engine) -> int:
+    return int(engine.state.epoch_length * engine.data_loader.batch_size)
+
+
+def _history_row(engine: Engine, evaluator: SupervisedEvaluator, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     row = {
         "epoch": engine.state.epoch,
         **{name: float(engine.state.metrics[name]) for name in ("train_loss", "train_accuracy")},
         **{name: float(evaluator.state.metrics[name]) for name in ("val_loss", "val_accuracy", "val_auroc")},
         "learning_rate": float(optimizer.param_groups[0]["lr"]),
-        "images_per_second": min(images, len(engine.data_loader.dataset)) / seconds,
-        "seconds": seconds,
+        "images_per_second": 0.0,
+        "seconds": 0.0,
     }
     return {name: row[name] for name in HISTORY_COLUMNS}
 

@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 
 from pipeline.dicom.directory import listed_files
 from pipeline.dicom.header import FLAG, HEADER_COLUMNS, INTEGER, REAL, TEXT
-from pipeline.entries import Entry, content_digest, read_entry, walk
+from pipeline.entries import Entry, read_entry, walk
 from pipeline.errors import RejectReason, SourceError
-from pipeline.files import whole_file, write_whole
+from pipeline.files import file_digest, whole_file, write_whole
 from pipeline.identity import IdentityKey
 from pipeline.progress import track
 from pipeline.summary import summarise
-from pipeline.work import Failure, WorkerPool
+from pipeline.work import Failure, WorkerPool, default_workers
 
 COLUMNS: Mapping[str, str] = {
     "source": TEXT,
@@ -136,10 +136,14 @@ def _checked(source: Path) -> Path:
 
 
 def _header_pool(workers: int | None) -> WorkerPool:
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     modules = (read_entry.__module__,)  # and not this one: workers need no pandas
-    return WorkerPool(workers, timeout_s=HEADER_TIMEOUT_S, memory_bytes=HEADER_MEMORY_BYTES, preload=modules)
+    count = default_workers() if workers is None else workers
+    return WorkerPool(
+        count,
+        timeout_s=HEADER_TIMEOUT_S,
+        memory_bytes=HEADER_MEMORY_BYTES,
+        preload=modules,
+    )
 
 
 def _listed(place: Path, pool: WorkerPool) -> list[str] | None:
@@ -216,7 +220,7 @@ def _with_collisions(table: pd.DataFrame, roots: Mapping[str, Path], pool: Worke
     collision[shared.index] = "conflict"
     alike = shared[sizes == 1]
     files = [roots[source] / path for source, path in zip(alike["source"], alike["path"], strict=True)]
-    outcomes: Iterator[tuple[Path, str | Failure]] = pool.run_each(content_digest, files)
+    outcomes: Iterator[tuple[Path, str | Failure]] = pool.run_each(file_digest, files)
     # A file that cannot be read again proves nothing: its digest is its own, and so the group is a conflict.
     digests = [digest if isinstance(digest, str) else str(file) for file, digest in outcomes]
     contents = pd.Series(digests, index=alike.index, dtype=object)

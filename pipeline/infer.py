@@ -7,11 +7,11 @@ Every file of the source is afterwards in `image_predictions.csv`, `rejects.csv`
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pipeline.cases import Cases, group_images
@@ -29,11 +29,10 @@ from pipeline.predict import (
     image_table,
     load_model,
     predict_files,
-    probability_columns,
     scope_reason,
 )  # fmt: skip
 from pipeline.progress import track
-from pipeline.run import read_config, write_table
+from pipeline.run import ModelFacts, read_config, write_table
 
 WRITABLE = ("sc",)
 STATUS_NO_OBJECT = "object_failed"
@@ -55,12 +54,17 @@ class InferenceSummary:
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        return [
-            f"{self.cases} cases: {self.cases - self.failed} done, {self.failed} failed (predictions.csv says why)",
-            f"{self.objects} DICOM objects and {self.overlays} overlay pictures written",
-            f"{self.out_of_scope} cases outside the model's scope (marked)",
-            f"{self.rejected} files rejected, {self.excluded} images excluded (rejects.csv and exclusions.csv say why)",
-        ]
+        if not self.cases:
+            why = f"{self.rejected} files rejected, {self.excluded} images excluded (rejects.csv and exclusions.csv say why)"
+            return [f"nothing to predict: {why}"]
+        failed = f", {self.failed} failed (predictions.csv says why)" if self.failed else ""
+        lines = [f"cases: {self.cases - self.failed} done{failed}"]
+        lines += [f"written: {self.objects} DICOM objects, {self.overlays} overlay pictures"]
+        if self.out_of_scope:
+            lines.append(f"outside the model's scope: {self.out_of_scope} cases (marked)")
+        if self.rejected or self.excluded:
+            lines.append(f"left out: {self.rejected} files (rejects.csv), {self.excluded} images (exclusions.csv)")
+        return lines
 
 
 def infer(
@@ -78,11 +82,7 @@ def infer(
         raise ConfigError(f"--write {','.join(unknown)}: expected {', '.join(WRITABLE)}, or none")
     model, config = load_model(run), read_config(run)
     opened = open_source(source, root)
-    for _, place in opened.places:
-        if out.resolve().is_relative_to(place.resolve()):
-            raise ConfigError(
-                f"--out {out} lies inside the source {place}; give a folder outside, so that results never become input"
-            )
+    opened.refuse_output(out)
     index = opened.index(progress=progress)
     facts = opened.manifest.facts if opened.manifest else {}
     unit = model.facts.unit
@@ -110,47 +110,62 @@ def _predict_and_deliver(
     results: list[ImageResult] = []
     problems: dict[str, str] = {}
     for case_id, of_case in groupby(stream, key=lambda result: result.file.case_id):
-        light, keys = _with_key_images(of_case, key_images)
-        results += light
-        if delivery is not None and keys:
-            problem = delivery.deliver(_case(case_id, light, model, reasons[case_id]), keys)
+        keys = KeyImages(key_images, model.facts)
+        of_this = [keys.offer(result) for result in of_case]
+        results += of_this
+        if delivery is not None and any(result.probabilities is not None for result in of_this):
+            case = _case(case_id, of_this, model, reasons[case_id])
+            problem = delivery.deliver(case, keys.of(case.shown))
             if problem:
                 problems[case_id] = problem
     return results, problems
 
 
-def _with_key_images(results: Iterable[ImageResult], count: int) -> tuple[list[ImageResult], list[ImageResult]]:
-    """All results without their pixels, and whole those `count` that have the highest probability of the class shown.
+class KeyImages:
+    """Of a case's images, as they stream by, those `count` that have the highest probability of each class that it may show.
 
     A file that is there twice is a key image once.
     """
-    light: list[ImageResult] = []
-    best: list[tuple[float, int, ImageResult]] = []
-    seen: set[tuple[str, int]] = set()
-    for position, result in enumerate(results):
+
+    def __init__(self, count: int, facts: ModelFacts) -> None:
+        positive = facts.positive_index
+        self.count = count
+        self.best: dict[int, list[tuple[float, int, ImageResult]]] = {
+            place: [] for place in (range(len(facts.classes)) if positive is None else (positive,))
+        }
+        self.seen: set[tuple[str, int]] = set()
+
+    def offer(self, result: ImageResult) -> ImageResult:
+        """Keeps the image if it is among the best; returns its result without the pixels."""
         if result.probabilities is None or result.prepared is None:
-            light.append(result)
-            continue
-        light.append(replace(result, prepared=replace(result.prepared, image=result.prepared.image[:0], shown=None)))
-        if (result.prepared.digest, result.file.frame) in seen:
-            continue
-        seen.add((result.prepared.digest, result.file.frame))
-        entry = (float(result.probabilities[result.shown]), -position, result)
-        if len(best) < count:
-            heapq.heappush(best, entry)
-        else:
-            heapq.heappushpop(best, entry)
-    return light, [result for _, _, result in sorted(best, key=lambda entry: entry[:2], reverse=True)]
+            return result
+        identity = (result.prepared.digest, result.file.frame)
+        for place, best in self.best.items() if identity not in self.seen else ():
+            entry = (float(result.probabilities[place]), -len(self.seen), result)
+            (heapq.heappush if len(best) < self.count else heapq.heappushpop)(best, entry)
+        self.seen.add(identity)
+        return replace(
+            result, evidence=None, prepared=replace(result.prepared, image=result.prepared.image[:0], shown=None)
+        )
+
+    def of(self, shown: int) -> list[ImageResult]:
+        """The key images for class `shown`, the surest first."""
+        return [result for _, _, result in sorted(self.best[shown], key=lambda entry: entry[:2], reverse=True)]
 
 
 def _case(case_id: str, results: list[ImageResult], model: TrainedModel, out_of_scope: str) -> Case:
-    probabilities = pd.DataFrame(
-        [result.probabilities for result in results if result.probabilities is not None],
-        columns=probability_columns(model.facts.classes),
-    ).mean()
-    predicted = model.decide(probabilities.to_numpy()[None])[0]
+    predicted_images = [result.probabilities for result in results if result.probabilities is not None]
+    probabilities = np.mean(predicted_images, axis=0)
+    predicted = model.facts.classes.index(model.decide(probabilities[None])[0])
+    positive = model.facts.positive_index
     return Case(
-        case_id, predicted, float(probabilities[f"p_{predicted}"]), len(results), case_content(results), out_of_scope
+        case_id=case_id,
+        predicted=model.facts.classes[predicted],
+        probability=float(probabilities[predicted]),
+        shown=predicted if positive is None else positive,
+        images=len(results),
+        content=case_content(results),
+        out_of_scope=out_of_scope,
     )
 
 

@@ -146,8 +146,8 @@ class SplitRule(Settings):
 class Manifest(Settings):
     """A dataset."""
 
-    name: str
-    """What the dataset is called."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$")]
+    """What the dataset is called: letters, digits, space, and _ . - (a folder is named after it)."""
     description: str = ""
     """Where it comes from, and what to beware of."""
     classes: Annotated[list[str], Field(min_length=2)]
@@ -205,6 +205,15 @@ class OpenedSource:
     folder: Path
     """Of the manifest: a sheet may lie here; the project's key does."""
 
+    def refuse_output(self, out: Path) -> None:
+        """ConfigError if `out` lies inside the source, where results would become input."""
+        for _, place in self.places:
+            folder = place.parent if place.is_file() else place
+            if out.resolve().is_relative_to(folder.resolve()):
+                raise ConfigError(
+                    f"--out {out} lies inside the source {folder}; give a folder outside, so that results never become input"
+                )
+
     def key(self) -> IdentityKey:
         """The project's key, made where there is none yet."""
         return project_key(self.folder)
@@ -232,6 +241,11 @@ def open_source(name_or_path: str, root: Path | None = None) -> OpenedSource:
     return open_manifest(path, root)
 
 
+def open_dataset(name_or_path: str, root: Path | None = None) -> OpenedSource:
+    """A manifest's path or shipped name, whatever folders of that name there are."""
+    return open_manifest(find_shipped("data_manifests", name_or_path), root)
+
+
 def open_manifest(path: Path, root: Path | None = None) -> OpenedSource:
     """A manifest's file with its places resolved; SourceError names a place that is not there and says how to set the root."""
     manifest = parse_settings(Manifest, read_yaml(path), str(path))
@@ -248,7 +262,18 @@ def open_manifest(path: Path, root: Path | None = None) -> OpenedSource:
         )
     base = bases[missing.index([])]
     places = tuple((source.label, base / source.path) for source in manifest.sources)
+    _refuse_overlap(path, [place.resolve() for _, place in places])
     return OpenedSource(manifest, places, base, Path.cwd() if is_shipped(path) else folder)
+
+
+def _refuse_overlap(manifest: Path, places: Sequence[Path]) -> None:
+    """A file of two sources would be two images of perhaps two patients."""
+    for number, place in enumerate(places):
+        for other in places[number + 1 :]:
+            if place.is_relative_to(other) or other.is_relative_to(place):
+                raise ConfigError(
+                    f"{manifest}: its sources {place} and {other} overlap; each file may be in one source only"
+                )
 
 
 def find_sheet(sheet: Sheet, opened: OpenedSource) -> Path:

@@ -6,7 +6,7 @@ dict key for key. Images are (batch, channels, rows, columns). `Geometry` says w
 
 from __future__ import annotations
 
-import hashlib
+import http.client
 import os
 import shutil
 import urllib.error
@@ -23,7 +23,7 @@ from torch import nn
 
 from pipeline.config import Network
 from pipeline.errors import WeightsError
-from pipeline.files import whole_file
+from pipeline.files import file_digest, whole_file
 from transforms.chains import GRAY_MEAN, GRAY_STD, IMAGENET_MEAN, IMAGENET_STD
 
 ARCHITECTURES = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
@@ -135,7 +135,7 @@ def build_classifier(network: Network, classes: int) -> tuple[Classifier, Weight
         path = path / WEIGHTS_FILE if path.is_dir() else path
         origin = path.name if path.name != WEIGHTS_FILE else f"{path.parent.name}/{path.name}"
     load_backbone(classifier, read_weights(path), str(path))
-    return classifier, WeightsOrigin(origin, _sha256(path))
+    return classifier, WeightsOrigin(origin, file_digest(path))
 
 
 def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
@@ -207,26 +207,21 @@ def fetch(download: Download) -> Path:
     """The file of `download`, from the weights folder if it is there with the right checksum, else downloaded to it whole."""
     folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "radloop" / "weights")
     target = folder / download.url.rsplit("/", 1)[-1]
-    if target.is_file() and _sha256(target).startswith(download.sha256_prefix):
+    if target.is_file() and file_digest(target).startswith(download.sha256_prefix):
         return target
     advice = f"download it elsewhere and put it at {target}, or give its path as network.weights"
     try:
         with whole_file(target) as aside, urllib.request.urlopen(download.url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
             shutil.copyfileobj(answer, aside)
             aside.flush()
-            found = _sha256(Path(aside.name))
+            found = file_digest(Path(aside.name))
             if not found.startswith(download.sha256_prefix):
                 raise WeightsError(
                     f"{download.url}: its sha256 should begin with {download.sha256_prefix}, found {found[:8]}; "
                     f"a proxy may have changed it: {advice}"
                 )
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise WeightsError(
             f"{download.url}: cannot be downloaded ({getattr(error, 'reason', error)}); {advice}"
         ) from error
     return target
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from pipeline.dataset import ImageFile, Prepared, Preparer, input_chain, prepare_all
+from pipeline.errors import RejectReason, RunError
 from pipeline.explain import class_evidence
 from pipeline.model import WEIGHTS_FILE, Classifier, Geometry
-from pipeline.run import ModelFacts, read_model
+from pipeline.run import MODEL_FILE, ModelFacts, read_model
 from pipeline.work import Failure
 from transforms.chains import KEY
 
@@ -38,7 +39,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Predicted:
-    """`probabilities` (batch, classes) float64; `evidence` (batch, cell rows, cell columns) float32 for the class in `shown` (batch,)."""
+    """`probabilities` (batch, classes) float64; `evidence` (batch, classes, cell rows, cell columns) float32; `shown` (batch,): the class
+    whose evidence speaks for the image, the finding of two classes, the most probable of more.
+    """
 
     probabilities: NDArray[np.float64]
     evidence: NDArray[np.float32]
@@ -72,7 +75,7 @@ class TrainedModel:
             shown = (
                 logits.argmax(dim=1) if positive is None else torch.full((len(logits),), positive, device=logits.device)
             )
-            evidence = class_evidence(features, self.network.head.weight, self.network.head.bias, shown)
+            evidence = class_evidence(features, self.network.head.weight, self.network.head.bias)
         return Predicted(probabilities.cpu().numpy(), evidence.float().cpu().numpy(), shown.cpu().numpy())
 
     def decide(self, probabilities: NDArray[np.float64]) -> list[str]:
@@ -94,7 +97,7 @@ class ImageResult:
     failure: Failure | None = None
     prepared: Prepared | None = None
     probabilities: NDArray[np.float64] | None = None  # (classes,)
-    evidence: NDArray[np.float32] | None = None  # (cell rows, cell columns), for class `shown`
+    evidence: NDArray[np.float32] | None = None  # (classes, cell rows, cell columns)
     shown: int = 0
 
     @property
@@ -117,14 +120,12 @@ def predict_files(
                 yield ImageResult(file, failure=outcome)
                 continue
             assert predicted is not None
-            yield ImageResult(
-                file,
-                None,
-                outcome,
-                predicted.probabilities[position],
-                predicted.evidence[position],
-                int(predicted.shown[position]),
-            )
+            probabilities, evidence = predicted.probabilities[position], predicted.evidence[position]
+            if np.isfinite(probabilities).all() and np.isfinite(evidence).all():
+                yield ImageResult(file, None, outcome, probabilities, evidence, int(predicted.shown[position]))
+            else:
+                failure = Failure(RejectReason.NOT_FINITE, "the network's output is not a finite number")
+                yield ImageResult(file, failure=failure)
             position += 1
 
 
@@ -137,7 +138,10 @@ def load_model(run: Path, device: torch.device | None = None) -> TrainedModel:
     """The trained model of a run; RunError where it is incomplete or damaged."""
     facts = read_model(run)
     network = Classifier(facts.network, len(facts.classes))
-    network.load_state_dict(load_file(run / WEIGHTS_FILE))
+    try:
+        network.load_state_dict(load_file(run / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise RunError(f"{run / WEIGHTS_FILE}: does not fit the network that {MODEL_FILE} describes") from error
     return trained_model(network, facts, device or pick_device())
 
 
@@ -163,7 +167,7 @@ def image_table(images: pd.DataFrame, results: Sequence[ImageResult], model: Tra
     missing = np.full(len(model.facts.classes), np.nan)
     probabilities = np.array([missing if result.probabilities is None else result.probabilities for result in results])
     probabilities = probabilities.reshape(len(results), len(missing))
-    table = images[["case_id", *UID_COLUMNS, "path", "frame"]].fillna("").reset_index(drop=True)
+    table = images[["case_id", *UID_COLUMNS, "source", "path", "frame"]].fillna("").reset_index(drop=True)
     table["predicted"] = model.decide(probabilities)
     table[probability_columns(model.facts.classes)] = probabilities
     table["in_scope"] = scope_reason(images, model.facts.scope).to_numpy() == ""
@@ -200,32 +204,35 @@ def case_table(cases: pd.DataFrame, images: pd.DataFrame, model: TrainedModel) -
 
 
 def scope_of(images: pd.DataFrame) -> dict[str, list[str]]:
-    """What a model trained on `images` has seen: file formats and, for what headers (or the manifest's facts) tell, the values."""
+    """What a model trained on `images` has seen: file formats, and the values of the columns that headers (or the manifest's facts)
+    tell; '' among them where some were not known.
+    """
     seen = {
-        column: sorted({str(value) for value in images[column].dropna() if str(value)})
-        for column in ("format", *SCOPE_COLUMNS)
+        column: sorted({str(value) for value in images[column].fillna("")}) for column in ("format", *SCOPE_COLUMNS)
     }
-    return {column: values for column, values in seen.items() if values}
+    return {column: values for column, values in seen.items() if values != [""]}
 
 
 def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]]) -> pd.Series:
     """For each image why it is not of the kind that the model was trained on, or ''.
 
-    A PNG, JPEG or TIFF has no header to ask: it is in scope if such files were trained on. A DICOM image must have, for each
-    column the training knew, one of the values that it saw, and break none of the training's rules (column `rule`).
+    A PNG, JPEG or TIFF has no header to ask: it is in scope if such files were trained on. A DICOM image is if DICOM was, it has
+    for each column that the training knew one of the values that it saw, and it breaks none of the training's rules (column `rule`).
     """
     raster = images["format"].isin(RASTER_FORMATS)
-    raster_seen = any(name in RASTER_FORMATS for name in scope.get("format", []))
+    formats = scope.get("format", [])
     reason = pd.Series("", index=images.index, dtype=object)
+    if not set(formats) & set(RASTER_FORMATS):
+        reason.loc[raster] = "out of scope: the model was trained on DICOM images only"
+    if "dicom" not in formats:
+        reason.loc[~raster] = f"out of scope: a DICOM image, trained on {', '.join(formats)} only"
     for column in [name for name in SCOPE_COLUMNS if name in scope]:
         value = images[column].fillna("").astype(str)
         outside = ~raster & ~value.isin(scope[column]) & (reason == "")
-        trained = ", ".join(scope[column])
+        trained = ", ".join(value or "not known" for value in scope[column])
         reason.loc[outside] = (
             f"out of scope: {column} is " + value[outside].replace("", "not known") + f", trained on {trained}"
         )
     broken = ~raster & (images["rule"] != "") & (reason == "")
     reason.loc[broken] = "out of scope: the training left such images out (" + images.loc[broken, "rule"] + ")"
-    if not raster_seen:
-        reason.loc[raster] = "out of scope: the model was trained on DICOM images only"
     return reason

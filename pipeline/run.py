@@ -9,21 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import torch
+from pydantic import model_validator
 from safetensors.torch import save as serialize_tensors
 
 import pipeline
+from pipeline import RESEARCH_ONLY
 from pipeline.config import Config, Network, Preprocessing, Settings, digest, dump_yaml, parse_settings, read_yaml
 from pipeline.errors import ConfigError, RunError
-from pipeline.files import write_whole
+from pipeline.files import file_digest, write_whole
 from pipeline.identity import IdentityKey
-from pipeline.manifest import Rules
+from pipeline.manifest import Manifest, Rules
 from pipeline.model import WEIGHTS_FILE
 
 CONFIG_FILE = "config.yaml"
@@ -36,8 +38,6 @@ ENVIRONMENT_FILE = "environment.json"
 CHECKPOINT_FILE = "checkpoint.pt"
 INDEX_FOLDER = "index"
 EVALUATION_FOLDER = "evaluation"
-
-RESEARCH_ONLY = "Research use only - not for diagnosis"
 
 
 class ModelFacts(Settings):
@@ -88,6 +88,12 @@ class ModelFacts(Settings):
     scope: dict[str, list[str]]
     """Index column → values seen in training; a case with another value is out of scope."""
 
+    @model_validator(mode="after")
+    def _positive_is_a_class(self) -> ModelFacts:
+        if self.positive not in self.classes:
+            raise ValueError("positive: none of the classes")
+        return self
+
     @property
     def digest(self) -> str:
         """Names this model: its weights and everything that changes what it says."""
@@ -125,14 +131,12 @@ def read_model(run: Path) -> ModelFacts:
         )
     try:
         facts = parse_settings(ModelFacts, json.loads(path.read_text()), str(path))
-    except (json.JSONDecodeError, ConfigError) as error:
+    except (ValueError, ConfigError) as error:
         raise RunError(f"{path}: damaged, or of another radloop version: {error}") from error
     weights = run / WEIGHTS_FILE
     if not weights.is_file():
         raise RunError(f"{weights}: missing")
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != facts.weights_sha256:
+    if file_digest(weights) != facts.weights_sha256:
         raise RunError(
             f"{weights}: its sha256 is not the one in {MODEL_FILE}; these are other weights, or the file is damaged"
         )
@@ -144,16 +148,28 @@ def read_config(run: Path) -> Config:
     return parse_settings(Config, read_yaml(run / CONFIG_FILE), str(run / CONFIG_FILE))
 
 
+def read_manifest(run: Path) -> Manifest:
+    """The manifest that the run was begun with."""
+    return parse_settings(Manifest, read_yaml(run / MANIFEST_FILE), str(run / MANIFEST_FILE))
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A CSV, whole."""
     write_whole(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV of a run as text, empty cells as ''; RunError if it is not there."""
+def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV of a run as text, empty cells as ''; RunError if it is not there, or has not these columns."""
     if not path.is_file():
         raise RunError(f"{path}: missing; is the run complete?")
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: damaged: {type(error).__name__}") from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise RunError(f"{path}: damaged: no column {', '.join(missing)}")
+    return table
 
 
 def write_environment(run: Path, device: torch.device, key: IdentityKey) -> None:

@@ -1,12 +1,13 @@
 """Cases to train, validation and test, by patient and stratified by class; the same key and seed give the same split.
 
-A patient's place depends on a hash of the patient alone, so the order of files does not matter. `check_split` is called by
+Patients are placed in the order of a hash of each, so the order of files does not matter. `check_split` is called by
 training and evaluation: a patient in two splits is an error, however the split came about.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -17,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 SPLIT_COLUMNS = ["case_id", "patient_key", "label", "split"]
 
 
-def split_cases(cases: pd.DataFrame, rule: SplitRule) -> pd.DataFrame:
+def split_cases(cases: pd.DataFrame, rule: SplitRule, classes: Sequence[str]) -> pd.DataFrame:
     """`SPLIT_COLUMNS` for all cases. Patients with the same set of labels are one stratum, each divided by the fractions."""
     strata = cases.groupby("patient_key")["label"].agg(lambda labels: "|".join(sorted(set(labels))))
     place: dict[str, str] = {}
@@ -29,7 +30,7 @@ def split_cases(cases: pd.DataFrame, rule: SplitRule) -> pd.DataFrame:
     table = table.sort_values("case_id", ignore_index=True)
     check_split(table)
     for split in SPLITS:
-        for label in sorted(table["label"].unique()):
+        for label in classes:
             if not ((table["split"] == split) & (table["label"] == label)).any():
                 raise ConfigError(
                     f"the {split} split has no case of class {label}: "

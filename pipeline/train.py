@@ -29,37 +29,44 @@ from pipeline.dataset import (
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import heatmap_scale
 from pipeline.fit import Fit, fit
+from pipeline.identity import IdentityKey
 from pipeline.index import Index, read_index, write_index
-from pipeline.manifest import Manifest, OpenedSource, open_source
-from pipeline.model import Classifier, WeightsOrigin, build_classifier
+from pipeline.manifest import Manifest, OpenedSource, open_dataset
+from pipeline.model import RESNET_GEOMETRY, Classifier, WeightsOrigin, build_classifier
 from pipeline.predict import batched, pick_device, scope_of, trained_model
 from pipeline.progress import say
 from pipeline.run import (
-    CHECKPOINT_FILE,
     CONFIG_FILE,
+    EVALUATION_FOLDER,
     EXCLUSIONS_FILE,
     INDEX_FOLDER,
+    MANIFEST_FILE,
     MODEL_FILE,
     SPLIT_FILE,
     ModelFacts,
+    identity_fingerprint,
     read_config,
+    read_manifest,
     read_table,
     write_environment,
     write_model,
     write_settings,
     write_table,
 )  # fmt: skip
-from pipeline.split import check_split, split_cases
+from pipeline.split import SPLIT_COLUMNS, SPLITS, check_split, split_cases
 from transforms.intensity import describe_unit_range
 
 CACHE_FOLDER = "cache"
+FEWEST_CELLS = 4
+"""Along a side: with fewer, a cell is larger than an organ."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split's decoded images: (n, 1, size, size), class indices (n,), and which rows of the images table they are."""
+    """One split's images (all, 1, size, size), the rows (n,) of those that could be decoded, and their class indices (n,)."""
 
     images: NDArray[np.float32]
+    rows: NDArray[np.int64]
     labels: NDArray[np.int64]
 
 
@@ -70,80 +77,81 @@ def train(
 
     Raises ConfigError, SourceError, WeightsError or RunError with one message that says what to do.
     """
-    _check_folder(out, config, resume)
-    opened = open_source(config.manifest, root)
-    if opened.manifest is None:
-        raise ConfigError(
-            f"{config.manifest}: training needs a manifest (labels, patients, split); this is a bare source"
-        )
+    opened = open_dataset(config.manifest, root)
+    manifest, key = opened.manifest, opened.key()
+    assert manifest is not None
+    opened.refuse_output(out)
+    _check_folder(out, config, manifest, key, resume)
     torch.manual_seed(config.seed)
-    network, origin = build_classifier(config.network, len(opened.manifest.classes))
+    network, origin = build_classifier(config.network, len(manifest.classes))
     device = pick_device()
-    write_settings(out, config, opened.manifest)
-    write_environment(out, device, opened.key())
 
-    index = _indexed(opened, out, resume, progress)
-    cases = _cases(index, opened, opened.manifest)
-    split = _split(cases, opened.manifest, out, resume)
-    training, validation, exclusions = _prepare(config, cases, split, index, opened.manifest, out, progress)
+    resume = resume and (out / SPLIT_FILE).exists()
+    index = read_index(out / INDEX_FOLDER) if resume else opened.index(key, progress=progress)
+    cases = _cases(index, opened, manifest, key)
+    split = _split(cases, manifest, out, resume)
+    write_settings(out, config, manifest)
+    write_environment(out, device, key)
+    write_index(index, out / INDEX_FOLDER)
+    write_table(out / SPLIT_FILE, split)
+    training, validation, exclusions = _prepare(config, cases, split, index, manifest, out, progress)
     write_table(out / EXCLUSIONS_FILE, pd.concat([cases.exclusions, exclusions], ignore_index=True))
     for warning in cases.warnings:
         say(f"warning: {warning}")
     if progress:
-        _announce(split, training, validation, device)
+        _announce(split, manifest, config, training, validation, device)
 
     fitted = fit(
         network, *_datasets(config, training, validation), config.training,
         run=out, seed=config.seed, device=device, progress=progress,
     )  # fmt: skip
-    facts = _finish(config, opened.manifest, cases, split, fitted, origin, validation, device, out)
+    facts = _finish(config, manifest, cases, split, fitted, origin, validation, device, out)
     shutil.rmtree(out / CACHE_FOLDER, ignore_errors=True)
     return facts
 
 
-def _check_folder(out: Path, config: Config, resume: bool) -> None:
-    if (out / MODEL_FILE).exists() and not resume:
-        raise RunError(f"{out}: holds a trained run; give another --out, or remove it")
-    if (out / CONFIG_FILE).exists():
-        if not resume:
-            raise RunError(f"{out}: holds a training that was begun; go on with --resume, or give another --out")
-        begun = read_config(out)
-        same = {
-            "training": begun.training.model_copy(
-                update={"epochs": config.training.epochs, "max_minutes": config.training.max_minutes}
-            )
-        }
-        if digest(begun.model_copy(update=same)) != digest(config):
-            raise RunError(
-                f"{out}: was begun with another configuration ({out / CONFIG_FILE}); only epochs and max_minutes may differ"
-            )
-    elif resume and not (out / CHECKPOINT_FILE).exists():
-        say(f"{out}: nothing to resume, starting")
-    out.mkdir(parents=True, exist_ok=True)
+def _check_folder(out: Path, config: Config, manifest: Manifest, key: IdentityKey, resume: bool) -> None:
+    """A folder of another training is left alone; one that is resumed must have been begun with the same data and settings."""
+    if not (out / CONFIG_FILE).exists():
+        if resume:
+            say(f"{out}: nothing to resume, starting")
+        return
+    if not resume:
+        what = (
+            "a trained run; give"
+            if (out / MODEL_FILE).exists()
+            else "a training that was begun; go on with --resume, or give"
+        )
+        raise RunError(f"{out}: holds {what} another --out, or remove it")
+    begun = read_config(out)
+    same = {"epochs": config.training.epochs, "max_minutes": config.training.max_minutes}
+    if digest(begun.model_copy(update={"training": begun.training.model_copy(update=same)})) != digest(config):
+        raise RunError(
+            f"{out}: was begun with another configuration ({CONFIG_FILE}); only epochs and max_minutes may differ"
+        )
+    if digest(read_manifest(out)) != digest(manifest):
+        raise RunError(f"{out}: was begun with another manifest ({MANIFEST_FILE}); train into another --out")
+    if identity_fingerprint(out) != key.fingerprint:
+        raise RunError(
+            f"{out}: its patients were hashed under another key; restore the project's key, or train into another --out"
+        )
 
 
-def _indexed(opened: OpenedSource, out: Path, resume: bool, progress: bool) -> Index:
-    """The index that the run keeps; a resumed run goes on with the files it began with."""
-    folder = out / INDEX_FOLDER
-    if resume and (out / SPLIT_FILE).exists():
-        return read_index(folder)
-    index = opened.index(opened.key(), progress=progress)
-    write_index(index, folder)
-    return index
-
-
-def _cases(index: Index, opened: OpenedSource, manifest: Manifest) -> Cases:
+def _cases(index: Index, opened: OpenedSource, manifest: Manifest, key: IdentityKey) -> Cases:
     grouped = group_images(index, manifest.unit, manifest.rules, drop_collisions=True, facts=manifest.facts)
-    return label_cases(grouped, manifest, opened, opened.key())
+    return label_cases(grouped, manifest, opened, key)
 
 
 def _split(cases: Cases, manifest: Manifest, out: Path, resume: bool) -> pd.DataFrame:
-    if resume and (out / SPLIT_FILE).exists():
-        split = read_table(out / SPLIT_FILE)
-        check_split(split)
-        return split
-    split = split_cases(cases.cases, manifest.split)
-    write_table(out / SPLIT_FILE, split)
+    """The split; a resumed run keeps its own, and its labels must still be the data's."""
+    if not resume:
+        return split_cases(cases.cases, manifest.split, manifest.classes)
+    split = read_table(out / SPLIT_FILE, SPLIT_COLUMNS)
+    check_split(split)
+    now = cases.cases.set_index("case_id")["label"].reindex(split["case_id"])
+    changed = int((now.to_numpy() != split["label"].to_numpy()).sum())
+    if changed:
+        raise RunError(f"{out}: {changed} labels changed since the training was begun; train into another --out")
     return split
 
 
@@ -178,17 +186,18 @@ def _part(prepared: PreparedImages, names: pd.Series, classes: Sequence[str], sp
     usable = prepared.usable
     place = {name: number for number, name in enumerate(classes)}
     labels = np.array([place[name] for name in names], dtype=np.int64)[usable]
+    rows = np.flatnonzero(usable)
     absent = [name for name, number in place.items() if number not in labels]
     if absent:
         raise ConfigError(f"no image of class {absent[0]} in the {split} split can be decoded; radloop index says why")
-    return Part(prepared.images if usable.all() else prepared.images[usable], labels)
+    return Part(prepared.images, rows, labels)
 
 
 def _datasets(config: Config, training: Part, validation: Part) -> tuple[TrainingImages, TrainingImages]:
     mean, std = input_statistics(config.preprocessing, config.network.channels)
     return (
-        TrainingImages(training.images, training.labels, training_chain(config), seed=config.seed),
-        TrainingImages(validation.images, validation.labels, input_chain(mean, std)),
+        TrainingImages(training.images, training.rows, training.labels, training_chain(config), seed=config.seed),
+        TrainingImages(validation.images, validation.rows, validation.labels, input_chain(mean, std)),
     )
 
 
@@ -202,7 +211,11 @@ def _finish(
     seen = cases.images[cases.images["case_id"].isin(split.loc[split["split"] == "train", "case_id"])]
     facts = _facts(config, manifest, fitted, origin) | {"scope": scope_of(seen)}
     provisional = trained_model(network, ModelFacts(**facts, heatmap_scale=1.0, weights_sha256=""), device)
-    evidence = [provisional.predict(np.stack(batch)).evidence for batch in batched(validation.images)]
+    evidence = []
+    for rows in batched(validation.rows):
+        predicted = provisional.predict(validation.images[rows])
+        evidence += [maps[place] for maps, place in zip(predicted.evidence, predicted.shown, strict=True)]
+    shutil.rmtree(out / EVALUATION_FOLDER, ignore_errors=True)  # figures of weights that are no more
     return write_model(out, fitted.best_weights, facts | {"heatmap_scale": heatmap_scale(evidence)})
 
 
@@ -229,11 +242,17 @@ def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigi
     }
 
 
-def _announce(split: pd.DataFrame, training: Part, validation: Part, device: torch.device) -> None:
+def _announce(
+    split: pd.DataFrame, manifest: Manifest, config: Config, training: Part, validation: Part, device: torch.device
+) -> None:
     counts = split.groupby("split")["case_id"].nunique()
     patients = split.groupby("split")["patient_key"].nunique()
-    parts = ", ".join(
-        f"{name} {counts[name]} cases of {patients[name]} patients" for name in ("train", "validation", "test")
-    )
+    whose = "blocks" if manifest.patients.source == "blocks" else "patients"
+    parts = ", ".join(f"{name} {counts[name]} cases of {patients[name]} {whose}" for name in SPLITS)
     say(f"split: {parts}")
+    cells = -(-config.preprocessing.size // int(RESNET_GEOMETRY.cell_stride))
+    if cells < FEWEST_CELLS:
+        say(
+            f"warning: at {config.preprocessing.size} pixels the feature map has {cells} x {cells} cells: heatmaps say little about place"
+        )
     say(f"training on {len(training.labels)} images, validating on {len(validation.labels)}, on {device.type}")

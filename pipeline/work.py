@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import time
@@ -311,6 +312,12 @@ def _start(modules: tuple[str, ...], memory_bytes: int | None, timeout_s: float)
     process.start()
     there.close()  # or the line would not end with the worker
     return _Worker(process, here, timeout_s)
+
+
+def default_workers() -> int:
+    """As many as this process may use cores, at most 16: disks are not faster for more."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 16)
 
 
 def preload(module: str) -> None:

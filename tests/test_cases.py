@@ -135,7 +135,7 @@ def test_a_sheet_joins_on_identifiers(export: Path, join: str, keys: tuple[str, 
         phantom_uid("study", 1): "pos",
         phantom_uid("study", 2): "neg",
     }
-    assert "1 of 3 rows of the label sheet match no image" in labelled.warnings
+    assert "1 of 3 rows of the label sheet match no image that the rules let in" in labelled.warnings
     text = labelled.cases.to_csv() + labelled.images.to_csv()
     assert not any(identifier in text for identifier in ("P1", "P2", "A1", "A2"))
 
@@ -220,6 +220,51 @@ patients: {source: column, column: who}
     labelled = label_cases(grouped, opened.manifest, opened, KEY)
     assert labelled.cases["patient_key"].nunique() == 2
     assert "4711" not in labelled.cases["patient_key"].str.cat()
+
+
+def test_a_file_name_in_two_folders_needs_the_path(tmp_path: Path):
+    for name in ("x/1.png", "y/1.png"):
+        _png(tmp_path / "images" / name)
+    (tmp_path / "labels.csv").write_text("file,what,\n1.png,yes,\n")
+    text = """
+name: t
+classes: ["no", "yes"]
+sources: [{path: images}]
+sheet: {path: labels.csv, join: file_name, column: file}
+labels: {source: sheet, column: what}
+"""
+    opened = open_manifest(_manifest(tmp_path, text))
+    assert opened.manifest is not None
+    grouped = group_images(opened.index(KEY, workers=0), "image", ALL, drop_collisions=True)
+    with pytest.raises(ConfigError, match="join by path"):
+        label_cases(grouped, opened.manifest, opened, KEY)
+
+
+def test_a_sheet_without_header_line_quotes_nobody(tmp_path: Path):
+    _png(tmp_path / "images/1.png")
+    (tmp_path / "labels.csv").write_text("DOE^JOHN,4711\n")
+    text = "name: t\nclasses: [a, b]\nsources: [{path: images}]\nsheet: {path: labels.csv, join: path, column: file}\n"
+    opened = open_manifest(_manifest(tmp_path, text + "labels: {source: sheet, column: what}\n"))
+    assert opened.manifest is not None
+    grouped = group_images(opened.index(KEY, workers=0), "image", ALL, drop_collisions=True)
+    with pytest.raises(ConfigError, match="no column file, what among its 2") as caught:
+        label_cases(grouped, opened.manifest, opened, KEY)
+    assert "DOE" not in str(caught.value)
+
+
+def test_overlapping_sources_are_refused(tmp_path: Path):
+    _png(tmp_path / "images/a/1.png")
+    text = "name: t\nclasses: [a, b]\nsources: [{path: images}, {path: images/a}]\nlabels: {source: folder}\n"
+    with pytest.raises(ConfigError, match="overlap"):
+        open_manifest(_manifest(tmp_path, text))
+
+
+def test_what_was_trained_on_is_in_scope(export: Path):
+    from pipeline.predict import scope_of, scope_reason
+
+    save(ct_slice(32, BodyPartExamined=None, patient_id="P9"), export / "bare")
+    images = _grouped(export, "image").images
+    assert (scope_reason(images, scope_of(images)) == "").all()
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_dump_and_parse_are_inverse():
 def test_a_manifest_beside_the_configuration_is_found(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("name: mine\nclasses: [a, b]\nsources: [{path: .}]\nlabels: {source: folder}\n")
     (tmp_path / "config.yaml").write_text("name: mine\nmanifest: mine.yaml\n")
-    assert load_config(str(tmp_path / "config.yaml")).manifest == str(tmp_path / "mine.yaml")
+    assert load_config(str(tmp_path / "config.yaml")).manifest == str((tmp_path / "mine.yaml").resolve())
 
 
 def test_normalization_has_one_value_a_channel():

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 TIMING = ["images_per_second", "seconds"]
 
 
-def _images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Squares on noise: class 1 has one, class 0 has none."""
     random = np.random.default_rng(seed)
     labels = np.arange(count) % 2
@@ -29,7 +29,7 @@ def _images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if label:
             row, column = random.integers(8, 40, 2)
             image[0, row : row + 16, column : column + 16] += 0.6
-    return images, labels.astype(np.int64)
+    return images, np.arange(count), labels.astype(np.int64)
 
 
 def _fit(run: Path, *, epochs: int, seed: int = 0, **settings: object) -> Fit:
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path):
 def test_each_image_draws_its_own_variant_and_the_same_one_again():
     images = np.tile(_images(1, 0)[0], (2, 1, 1, 1)) + np.linspace(0, 1, 64, dtype=np.float32)
     dataset = TrainingImages(
-        images, np.zeros(2, np.int64), train_chain(size=64, mean=(0.0,), std=(1.0,), shift=0.3), seed=5
+        images, np.arange(2), np.zeros(2, np.int64), train_chain(size=64, mean=(0.0,), std=(1.0,), shift=0.3), seed=5
     )
     first, again, other, later = (dataset[key]["image"] for key in ((1, 0), (1, 0), (1, 1), (2, 0)))
     torch.testing.assert_close(first, again, rtol=0, atol=0)

@@ -93,7 +93,7 @@ def test_shipped_manifests_find_labels_and_patients(name: str, cases: int, label
     labelled = label_cases(grouped, opened.manifest, opened, key)
     assert len(labelled.cases) == cases
     assert labelled.cases["label"].value_counts().to_dict() == labels
-    split = split_cases(labelled.cases, opened.manifest.split)
+    split = split_cases(labelled.cases, opened.manifest.split, opened.manifest.classes)
     assert split.groupby("patient_key")["split"].nunique().eq(1).all()
     if name == "ct_slices":
         assert any("independence is not proven" in warning for warning in labelled.warnings)

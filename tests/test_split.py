@@ -34,28 +34,35 @@ def _with_enough(patients: dict[int, list[str]]) -> dict[int, list[str]]:
 @given(patients=cases_of_patients, seed=st.integers(0, 5), shuffle=st.randoms())
 def test_no_patient_in_two_splits_and_order_does_not_matter(patients, seed, shuffle):
     table = _cases(_with_enough(patients))
-    split = split_cases(table, SplitRule(seed=seed))
+    split = split_cases(table, SplitRule(seed=seed), ["a", "b"])
     assert split.groupby("patient_key")["split"].nunique().eq(1).all()
     assert sorted(split["case_id"]) == sorted(table["case_id"])
     order = list(range(len(table)))
     shuffle.shuffle(order)
-    pd.testing.assert_frame_equal(split_cases(table.iloc[order].reset_index(drop=True), SplitRule(seed=seed)), split)
+    pd.testing.assert_frame_equal(
+        split_cases(table.iloc[order].reset_index(drop=True), SplitRule(seed=seed), ["a", "b"]), split
+    )
 
 
 def test_fractions_hold_in_each_class():
     table = _cases({**{n: ["a"] for n in range(100)}, **{100 + n: ["b"] for n in range(50)}})
-    split = split_cases(table, SplitRule(train=0.6, validation=0.2, test=0.2))
+    split = split_cases(table, SplitRule(train=0.6, validation=0.2, test=0.2), ["a", "b"])
     counts = split.groupby(["label", "split"]).size().to_dict()
     assert counts == {
         ("a", "train"): 60, ("a", "validation"): 20, ("a", "test"): 20,
         ("b", "train"): 30, ("b", "validation"): 10, ("b", "test"): 10,
     }  # fmt: skip
-    assert not split.equals(split_cases(table, SplitRule(seed=1)))
+    assert not split.equals(split_cases(table, SplitRule(seed=1), ["a", "b"]))
 
 
 def test_too_few_patients_are_an_error():
     with pytest.raises(ConfigError, match="at least 3 are needed"):
-        split_cases(_cases({1: ["a"], 2: ["a"], 3: ["a"], 4: ["b"], 5: ["b"]}), SplitRule())
+        split_cases(_cases({1: ["a"], 2: ["a"], 3: ["a"], 4: ["b"], 5: ["b"]}), SplitRule(), ["a", "b"])
+
+
+def test_a_class_that_nobody_has_is_named():
+    with pytest.raises(ConfigError, match="no case of class c: 0 patients have it"):
+        split_cases(_cases(_with_enough({})), SplitRule(), ["a", "b", "c"])
 
 
 def test_a_patient_in_two_splits_is_refused():

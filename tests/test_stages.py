@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.config import load_config
-from pipeline.demo import lesion_mask
+from pipeline.demo import Pointing, lesion_mask
 from pipeline.dicom.phantom import ct_slice, radiograph, save
 from pipeline.dicom.secondary_capture import read_picture
 from pipeline.errors import RadloopError, RunError
@@ -45,7 +45,8 @@ def test_the_demo_says_what_it_found_and_where(looped: Path):
     ):
         assert expected in text
     summary = json.loads((looped / "summary.json").read_text())
-    assert 0 < summary["localisation"]["share_by_chance"] < 1 or summary["localisation"]["true_positive_images"] == 0
+    place = summary["localisation"]
+    assert place["true_positive_images"] == 0 or 0 < place["share_by_chance"] < 1
     assert Image.open(looped / "overlay.png").size[0] >= PHANTOM_SIZE
 
 
@@ -190,6 +191,88 @@ def test_resuming_and_refusing(looped: Path, tmp_path: Path):
         train(other, run, resume=True, progress=False)
 
 
+def test_resuming_with_other_data_or_another_key_is_refused(
+    looped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(looped / "run", run)
+    config = load_config("demo", SMALL).model_copy(update={"manifest": str(looped / "manifest.yaml")})
+    swapped = tmp_path / "manifest.yaml"
+    text = (looped / "manifest.yaml").read_text().replace("path: ", f"path: {looped}/")
+    swapped.write_text(text.replace("classes: [normal, opacity]", "classes: [opacity, normal]"))
+    with pytest.raises(RunError, match="another configuration"):
+        train(config.model_copy(update={"manifest": str(swapped)}), run, resume=True, progress=False)
+    settings = (run / "config.yaml").read_text().replace(str(looped / "manifest.yaml"), str(swapped))
+    (run / "config.yaml").write_text(settings)
+    with pytest.raises(RunError, match="another manifest"):
+        train(config.model_copy(update={"manifest": str(swapped)}), run, resume=True, progress=False)
+    monkeypatch.setenv("RADLOOP_KEY", "quite another key of this project")
+    with pytest.raises(RunError, match="another key"):
+        train(config, looped / "run", resume=True, progress=False)
+
+
+def _three_classes(folder: Path) -> Path:
+    """PNGs of three classes in two sources that share file names; class names with space and slash."""
+    random = np.random.default_rng(0)
+    for source in ("first", "second"):
+        for number in range(36):
+            image = random.integers(0, 90, (40, 56), dtype=np.uint8)
+            image[:, 18 * (number % 3) : 18 * (number % 3) + 18] += 120
+            path = folder / source / f"c{number % 3}" / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    (folder / "manifest.yaml").write_text(
+        "name: three\nclasses: [left lung, mid/dle, right]\nsources: [{path: first}, {path: second}]\n"
+        "labels: {source: folder, values: {c0: left lung, c1: mid/dle, c2: right}}\n"
+        "patients: {source: blocks, blocks: {pattern: '(\\d+)\\.png', size: 3}}\n"
+    )
+    (folder / "config.yaml").write_text("name: three\nmanifest: manifest.yaml\nnetwork: {architecture: resnet18}\n")
+    return folder / "config.yaml"
+
+
+def test_three_classes_of_two_sources(tmp_path: Path):
+    config = load_config(str(_three_classes(tmp_path / "data")), SMALL)
+    train(config, tmp_path / "run", progress=False)
+    record = evaluate(tmp_path / "run", progress=False)
+    assert {"auroc", "auroc_mid/dle", "accuracy"} <= set(record["metrics"])
+    assert any("independence is not proven" in warning for warning in record["warnings"])
+    out = tmp_path / "out"
+    summary = infer(tmp_path / "run", config.manifest, out, progress=False)
+    assert (summary.cases, summary.failed, summary.overlays, summary.objects) == (72, 0, 72, 0)
+    images = _table(out / "image_predictions.csv")
+    assert not images.duplicated(["source", "path"]).any()
+    assert len(list((out / "overlays").rglob("*.png"))) == 72
+    probabilities = images[["p_left lung", "p_mid/dle", "p_right"]].astype(float)
+    assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1.0)
+    with pytest.raises(RunError, match="images were trained or validated on"):
+        evaluate(tmp_path / "run", data=config.manifest, progress=False)
+
+
+def test_without_objects_only_tables(looped: Path, tmp_path: Path):
+    assert main(["infer", str(looped / "run"), str(looped / "export"), "--out", str(tmp_path), "--write", "none"]) == 0
+    assert not list(tmp_path.rglob("*.dcm"))
+    columns = ["case_id", "p_opacity"]
+    pd.testing.assert_frame_equal(
+        _table(tmp_path / "predictions.csv")[columns], _table(looped / "out/predictions.csv")[columns]
+    )
+
+
+def test_objects_do_not_depend_on_file_names(looped: Path, tmp_path: Path):
+    """A second export of the same study makes the same instances, whatever its files are called."""
+    index = pd.read_parquet(looped / "index/index.parquet")
+    study = index[(index["modality"] == "CT") & (index["convolution_kernel"] == "LUNG")]["study_instance_uid"].iloc[0]
+    paths = index[index["study_instance_uid"] == study]["path"].tolist()
+    uids = []
+    for name, ordered in (("one", paths), ("two", paths[::-1])):
+        for number, path in enumerate(ordered):
+            target = tmp_path / name / f"IM{number:04d}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(looped / "export" / path, target)
+        infer(looped / "run", str(tmp_path / name), tmp_path / f"out-{name}", progress=False)
+        uids.append({path.name for path in (tmp_path / f"out-{name}").rglob("*.dcm")})
+    assert uids[0] == uids[1] != set()
+
+
 def test_a_patient_in_two_splits_is_refused(looped: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(looped / "run", run)
@@ -201,7 +284,7 @@ def test_a_patient_in_two_splits_is_refused(looped: Path, tmp_path: Path):
 
 
 def test_other_data_with_the_same_patients_is_refused(looped: Path):
-    with pytest.raises(RunError, match="were trained or validated on"):
+    with pytest.raises(RunError, match=r"of its patients and \d+ of its images were trained"):
         evaluate(looped / "run", data=str(looped / "manifest.yaml"), progress=False)
 
 
@@ -240,7 +323,8 @@ def test_a_changed_file_is_a_failed_image_not_a_wrong_one(looped: Path, tmp_path
         (["train", "ct_slic", "--out", "{tmp}/r"], "Did you mean ct_slices"),
         (["train", "ct_slices", "--root", "{tmp}", "--out", "{tmp}/r"], "--root DIR"),
         (["index", "{tmp}/nowhere", "--out", "{tmp}/i"], "no such file or folder"),
-        (["index", "{tmp}", "--out", "{tmp}/i"], "without any file"),
+        (["index", "{tmp}/empty", "--out", "{tmp}/i"], "without any file"),
+        (["index", "{tmp}", "--out", "{tmp}/i"], "lies inside the source"),
         (["evaluate", "{tmp}"], "not a run of radloop train"),
         (["infer", "{run}", "{export}", "--out", "{export}/out"], "lies inside the source"),
         (["infer", "{run}", "{export}", "--out", "{tmp}/o", "--write", "seg"], "expected sc, or none"),
@@ -251,11 +335,26 @@ def test_a_changed_file_is_a_failed_image_not_a_wrong_one(looped: Path, tmp_path
 def test_wrong_use_is_one_message_and_exit_code_2(
     arguments: list[str], message: str, looped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
+    (tmp_path / "empty").mkdir()
     filled = [part.format(tmp=tmp_path, run=looped / "run", export=looped / "export") for part in arguments]
     assert main(filled) == 2
     printed = capsys.readouterr().err
     assert message in printed
     assert "Traceback" not in printed
+
+
+def test_a_demo_never_takes_a_folder_of_the_users(tmp_path: Path):
+    """Somebody's project with a key of its own is not "an earlier demo"."""
+    (tmp_path / ".radloop-key").write_text("somebody's own key of a project\n")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/file").write_text("precious")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert (tmp_path / "export/file").read_text() == "precious"
+
+
+def test_pointing_is_said_with_chance_beside_it():
+    assert "90% of 40 true-positive test images (25% by chance)" in Pointing(40, 0.9, 0.25).line()
+    assert "no heatmap can be judged" in Pointing(0, 0.0, 0.0).line()
 
 
 def test_lesion_masks_are_ellipses():

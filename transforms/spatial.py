@@ -6,7 +6,7 @@ Axes: (channels, rows, columns); an affine works on (row, column) indices of pix
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -27,27 +27,27 @@ def resize_chain(keys: KeysCollection, size: int, mode: ResizeMode) -> list[MapT
     if mode == "stretch":
         return [Resized(keys, (size, size), mode="bilinear", anti_aliasing=True)]
     if mode == "fit":
-        return [
-            Resized(keys, size, size_mode="longest", mode="bilinear", anti_aliasing=True),
-            SpatialPadd(keys, (size, size), value=0.0),
-        ]
-    return [ShorterSided(keys, size), CenterSpatialCropd(keys, (size, size))]
+        return [SideResized(keys, size, max), SpatialPadd(keys, (size, size), value=0.0)]
+    return [SideResized(keys, size, min), CenterSpatialCropd(keys, (size, size))]
 
 
-class ShorterSided(Resized):
-    """Resizes so that the shorter side has `size` pixels (MONAI's `size_mode` knows only the longest); invertible as Resized is."""
+class SideResized(Resized):
+    """Resizes so that the longer (`which=max`) or shorter (`min`) side has `size` pixels; invertible as Resized is.
 
-    def __init__(self, keys: KeysCollection, size: int) -> None:
+    MONAI's `size_mode` knows only the longest, and lets the other side of a very narrow image become 0.
+    """
+
+    def __init__(self, keys: KeysCollection, size: int, which: Callable[[Iterable[int]], int]) -> None:
         super().__init__(keys, (size, size), mode="bilinear", anti_aliasing=True)
-        self.shorter = size
+        self.size, self.which = size, which
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
             sides = result[key].shape[-2:]
-            factor = self.shorter / min(sides)
+            factor = self.size / self.which(sides)
             # MONAI's inverse wants the very transform that was applied, so the size changes and not the object.
-            self.resizer.spatial_size = tuple(max(self.shorter, round(side * factor)) for side in sides)
+            self.resizer.spatial_size = tuple(max(1, round(side * factor)) for side in sides)
             result[key] = self.resizer(result[key], lazy=lazy)
         return result
 

@@ -40,7 +40,6 @@ from pipeline.errors import ObjectError
 from pipeline.files import whole_file
 
 MANUFACTURER = "radloop"
-RESEARCH_USE = "Research use only - not for diagnosis"
 SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
 ACQUISITION_EQUIPMENT = Code("109101", "DCM", "Acquisition Equipment")
 
@@ -178,12 +177,6 @@ def instance_uid(
     frames = [part for source in sources for part in (source.sop_instance_uid, str(source.frame), source.digest)]
     made_by = (algorithm.model_digest, configuration_digest, algorithm.version)
     return uid_from("instance", kind, study_instance_uid, *made_by, str(len(sources)), *frames)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal; read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_digest(dataset: Dataset) -> str:

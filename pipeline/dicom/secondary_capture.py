@@ -16,9 +16,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from pipeline import RESEARCH_ONLY
 from pipeline.dicom.derived import (
     MANUFACTURER,
-    RESEARCH_USE,
     Algorithm,
     SourceFrame,
     ascii_text,
@@ -96,7 +96,7 @@ def secondary_capture(
 ) -> Dataset:
     """A Secondary Capture Image Storage instance of `picture`, (rows, columns, 3) RGB.
 
-    `frame` from 0. `source_digest`: `derived.file_digest` of the source's file. Texts become ASCII and are cut to what
+    `frame` from 0. `source_digest`: `files.file_digest` of the source's file. Texts become ASCII and are cut to what
     their attributes hold; `series_description` must be the same for all of a series. `image_comments` stands behind
     'Research use only - not for diagnosis'. Modality is OT, so that no rule takes the picture for an acquired image.
     Raises ObjectError for a picture, frame or number that no such instance can have.
@@ -119,7 +119,7 @@ def secondary_capture(
     image.update(_geometry(source, frame))
     image.ImageType = ["DERIVED", "SECONDARY", "OTHER", "HEATMAP"]
     image.SeriesDescription = ascii_text(series_description, LO_CHARACTERS)
-    image.ImageComments = ascii_text(f"{RESEARCH_USE}. {image_comments}", LT_CHARACTERS)
+    image.ImageComments = ascii_text(f"{RESEARCH_ONLY}. {image_comments}", LT_CHARACTERS)
     image.SourceImageSequence = [source_item(source, frame)]
     of_frames = f" Frame {frame + 1} of {frame_count(source)}." if frame_count(source) > 1 else ""
     image.DerivationDescription = ascii_text(

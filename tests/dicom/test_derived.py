@@ -19,7 +19,6 @@ from pipeline.dicom.derived import (
     SourceFrame,
     ascii_text,
     content_digest,
-    file_digest,
     instance_uid,
     object_path,
     series_uid,
@@ -32,6 +31,7 @@ from pipeline.dicom.phantom import ct_slice
 from pipeline.dicom.secondary_capture import secondary_capture
 from pipeline.dicom.source import as_source
 from pipeline.errors import ObjectError
+from pipeline.files import file_digest
 
 ALGORITHM = Algorithm("radloop", "0.1.0", "ct_slices", "ab" * 32)
 MORNING = datetime.datetime(2026, 3, 1, 8, 30, 15, 250)

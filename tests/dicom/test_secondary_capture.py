@@ -18,11 +18,12 @@ from pydicom.config import disable_value_validation
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
-from pipeline.dicom.derived import Algorithm, file_digest, write_object
+from pipeline.dicom.derived import Algorithm, write_object
 from pipeline.dicom.phantom import ct_slice, radiograph, save
 from pipeline.dicom.secondary_capture import secondary_capture
 from pipeline.dicom.source import TYPE_2, read_source
 from pipeline.errors import ObjectError, Rejected
+from pipeline.files import file_digest
 
 ALGORITHM = Algorithm("radloop", "0.1.0", "ct_slices", "ab" * 32)
 MORNING = datetime.datetime(2026, 3, 1, 8, 30)
