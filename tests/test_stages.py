@@ -38,7 +38,7 @@ def test_the_demo_says_what_it_found_and_where(looped: Path):
         "Phantoms, not patients",
         RESEARCH_ONLY,
         "auroc",
-        "by chance",
+        "opacity",
         "figures:",
         "DICOM objects:",
         "an overlay:",
