@@ -90,10 +90,10 @@ def train(
     index = read_index(out / INDEX_FOLDER) if resume else opened.index(key, progress=progress)
     cases = _cases(index, opened, manifest, key)
     split = _split(cases, manifest, out, resume)
-    write_settings(out, config, manifest)
     write_environment(out, device, key)
     write_index(index, out / INDEX_FOLDER)
     write_table(out / SPLIT_FILE, split)
+    write_settings(out, config, manifest)  # last: a folder with a configuration can be resumed
     training, validation, exclusions = _prepare(config, cases, split, index, manifest, out, progress)
     write_table(out / EXCLUSIONS_FILE, pd.concat([cases.exclusions, exclusions], ignore_index=True))
     for warning in cases.warnings:
