@@ -289,7 +289,8 @@ def summary_lines(
     record: dict[str, Any], names: Sequence[str] = ("accuracy", "sensitivity", "specificity", "f1", "auroc")
 ) -> list[str]:
     """The main figures as text, each with its interval."""
-    lines = [f"{record['split']}: {record['cases']} cases of {record['patients']} patients"]
+    proven = "" if not any(NOT_PROVEN in warning for warning in record["warnings"]) else f" ({NOT_PROVEN})"
+    lines = [f"{record['split']}: {record['cases']} cases of {record['patients']} patients{proven}"]
     for name in names:
         metric = record["metrics"].get(name)
         if metric is None or metric["value"] is None:
