@@ -47,6 +47,7 @@ from pipeline.run import (
     identity_fingerprint,
     read_config,
     read_manifest,
+    read_model,
     read_table,
     write_environment,
     write_model,
@@ -96,7 +97,7 @@ def train(
     write_settings(out, config, manifest)  # last: a folder with a configuration can be resumed
     training, validation, exclusions = _prepare(config, cases, split, index, manifest, out, progress)
     write_table(out / EXCLUSIONS_FILE, pd.concat([cases.exclusions, exclusions], ignore_index=True))
-    for warning in cases.warnings:
+    for warning in (*cases.warnings, *_start_warnings(config)):
         say(f"warning: {warning}")
     if progress:
         _announce(split, manifest, config, training, validation, device)
@@ -135,6 +136,16 @@ def _check_folder(out: Path, config: Config, manifest: Manifest, key: IdentityKe
         raise RunError(
             f"{out}: its patients were hashed under another key; restore the project's key, or train into another --out"
         )
+
+
+def _start_warnings(config: Config) -> tuple[str, ...]:
+    """Where the weights come from a run that saw other numbers: its features, frozen above all, may then say nothing."""
+    start = Path(config.network.weights)
+    if not (start / MODEL_FILE).is_file():
+        return ()
+    before, now = read_model(start).preprocessing, config.preprocessing
+    other = [name for name in ("window", "scaling", "normalization") if getattr(before, name) != getattr(now, name)]
+    return (f"the weights of {start} were trained with another preprocessing.{' and .'.join(other)}",) if other else ()
 
 
 def _cases(index: Index, opened: OpenedSource, manifest: Manifest, key: IdentityKey) -> Cases:

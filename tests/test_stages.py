@@ -273,6 +273,16 @@ def test_objects_do_not_depend_on_file_names(looped: Path, tmp_path: Path):
     assert uids[0] == uids[1] != set()
 
 
+def test_an_earlier_run_is_the_start_of_the_next(looped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A new head on frozen features of a run; other numbers than those it was trained on are warned about."""
+    overrides = [f"network.weights={looped / 'run'}", "network.trainable=head", "preprocessing.scaling=min_max"]
+    config = load_config("demo", [*SMALL, *overrides]).model_copy(update={"manifest": str(looped / "manifest.yaml")})
+    facts = train(config, tmp_path / "run", progress=False)
+    assert facts.initial_weights == "run/model.safetensors"
+    assert facts.initial_weights_sha256 == read_model(looped / "run").weights_sha256
+    assert "trained with another preprocessing.scaling" in capsys.readouterr().err
+
+
 def test_a_patient_in_two_splits_is_refused(looped: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(looped / "run", run)
