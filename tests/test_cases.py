@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.cases import group_images, label_cases
+from pipeline.cases import Cases, Unit, group_images, label_cases
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.errors import ConfigError, SourceError
 from pipeline.identity import IdentityKey
@@ -28,6 +28,14 @@ def _manifest(folder: Path, text: str) -> Path:
     path = folder / "manifest.yaml"
     path.write_text(text)
     return path
+
+
+def _labelled(folder: Path, text: str, unit: Unit = "image") -> Cases:
+    """The labelled cases of a manifest with this text in `folder`."""
+    opened = open_manifest(_manifest(folder, text))
+    assert opened.manifest is not None
+    grouped = group_images(opened.index(KEY, workers=0), unit, ALL, drop_collisions=True)
+    return label_cases(grouped, opened.manifest, opened, KEY)
 
 
 @pytest.fixture
@@ -156,11 +164,8 @@ def test_cases_without_label_and_unknown_values_are_exclusions(export: Path):
 def test_contradicting_rows_of_a_sheet_are_an_error(export: Path):
     folder = export.parent
     (folder / "labels.csv").write_text("key,finding\nA1,y\nA1,n\n")
-    opened = open_manifest(_manifest(folder, SHEET.format(join="AccessionNumber")))
-    assert opened.manifest is not None
-    grouped = group_images(opened.index(KEY, workers=0), "study", ALL, drop_collisions=True)
     with pytest.raises(ConfigError, match="several different rows") as caught:
-        label_cases(grouped, opened.manifest, opened, KEY)
+        _labelled(folder, SHEET.format(join="AccessionNumber"), unit="study")
     assert "A1" not in str(caught.value)
 
 
@@ -195,11 +200,8 @@ def test_labels_from_folders_and_patients_from_blocks(tmp_path: Path):
 
 def test_a_path_without_number_is_named_for_blocks(tmp_path: Path):
     _png(tmp_path / "images/POS/one.png")
-    opened = open_manifest(_manifest(tmp_path, FOLDERS))
-    assert opened.manifest is not None
-    grouped = group_images(opened.index(KEY, workers=0), "image", ALL, drop_collisions=True)
     with pytest.raises(ConfigError, match="finds no number"):
-        label_cases(grouped, opened.manifest, opened, KEY)
+        _labelled(tmp_path, FOLDERS)
 
 
 def test_patients_from_a_column_are_hashed(tmp_path: Path):
@@ -214,10 +216,7 @@ sheet: {path: labels.csv, join: file_name, column: file}
 labels: {source: sheet, column: what}
 patients: {source: column, column: who}
 """
-    opened = open_manifest(_manifest(tmp_path, text))
-    assert opened.manifest is not None
-    grouped = group_images(opened.index(KEY, workers=0), "image", ALL, drop_collisions=True)
-    labelled = label_cases(grouped, opened.manifest, opened, KEY)
+    labelled = _labelled(tmp_path, text)
     assert labelled.cases["patient_key"].nunique() == 2
     assert "4711" not in labelled.cases["patient_key"].str.cat()
 
@@ -233,22 +232,16 @@ sources: [{path: images}]
 sheet: {path: labels.csv, join: file_name, column: file}
 labels: {source: sheet, column: what}
 """
-    opened = open_manifest(_manifest(tmp_path, text))
-    assert opened.manifest is not None
-    grouped = group_images(opened.index(KEY, workers=0), "image", ALL, drop_collisions=True)
     with pytest.raises(ConfigError, match="join by path"):
-        label_cases(grouped, opened.manifest, opened, KEY)
+        _labelled(tmp_path, text)
 
 
 def test_a_sheet_without_header_line_quotes_nobody(tmp_path: Path):
     _png(tmp_path / "images/1.png")
     (tmp_path / "labels.csv").write_text("DOE^JOHN,4711\n")
     text = "name: t\nclasses: [a, b]\nsources: [{path: images}]\nsheet: {path: labels.csv, join: path, column: file}\n"
-    opened = open_manifest(_manifest(tmp_path, text + "labels: {source: sheet, column: what}\n"))
-    assert opened.manifest is not None
-    grouped = group_images(opened.index(KEY, workers=0), "image", ALL, drop_collisions=True)
     with pytest.raises(ConfigError, match="no column file, what among its 2") as caught:
-        label_cases(grouped, opened.manifest, opened, KEY)
+        _labelled(tmp_path, text + "labels: {source: sheet, column: what}\n")
     assert "DOE" not in str(caught.value)
 
 
