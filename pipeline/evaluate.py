@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from pipeline import RESEARCH_ONLY, figures
-from pipeline.cases import NOT_PROVEN, UNKNOWN_PATIENT, Cases, group_images, label_cases
+from pipeline.cases import Cases, group_images
 from pipeline.config import Config
 from pipeline.dataset import image_files
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import evidence_in_source
 from pipeline.files import write_whole
 from pipeline.index import Index, read_index, write_index
+from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT, label_cases
 from pipeline.manifest import Manifest, open_dataset
 from pipeline.metrics import Evaluation, evaluate_predictions
 from pipeline.predict import (

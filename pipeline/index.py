@@ -23,8 +23,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.columns import COLUMNS, FLAG, INTEGER, REAL, REJECT_COLUMNS, TEXT
 from pipeline.dicom.directory import listed_files
-from pipeline.dicom.header import FLAG, HEADER_COLUMNS, INTEGER, REAL, TEXT
 from pipeline.entries import Entry, read_entry, walk
 from pipeline.errors import RejectReason, SourceError
 from pipeline.files import file_digest, whole_file, write_whole
@@ -32,21 +32,6 @@ from pipeline.identity import IdentityKey
 from pipeline.progress import track
 from pipeline.summary import summarise
 from pipeline.work import Failure, WorkerPool, default_workers
-
-COLUMNS: Mapping[str, str] = {
-    "source": TEXT,
-    "path": TEXT,
-    "format": TEXT,
-    "bytes": INTEGER,
-    "mtime_ns": INTEGER,
-    "frames": INTEGER,
-    "rows": INTEGER,
-    "columns": INTEGER,
-    "collision": TEXT,
-    **HEADER_COLUMNS,
-}
-"""The table's columns with their pandas dtypes, each of which has a missing value (pd.NA)."""
-REJECT_COLUMNS = ("source", "path", "reason", "detail")
 
 ARROW = {TEXT: pa.string(), INTEGER: pa.int64(), REAL: pa.float64(), FLAG: pa.bool_()}
 SCHEMA = pa.schema([(name, ARROW[dtype]) for name, dtype in COLUMNS.items()])
@@ -163,10 +148,10 @@ def _tables(outcomes: Iterable[tuple[Entry, dict[str, Any] | Failure]], name: st
     """Rows and rejects; rows become columns batch by batch, which keeps millions of them small."""
     batches: list[pa.Table] = []
     rows: list[dict[str, Any]] = []
-    rejects: list[tuple[str, str, str, str]] = []
+    rejects: list[tuple[str, ...]] = []
     for entry, outcome in outcomes:
         if isinstance(outcome, Failure):
-            rejects.append((name, entry.path, str(outcome.reason), outcome.detail))
+            rejects.append((name, entry.path, str(outcome.reason), outcome.detail, "", ""))
             continue
         rows.append({"source": name, "collision": "", **outcome})
         if len(rows) == ROWS_A_BATCH:
@@ -203,7 +188,7 @@ def _compared(
     gone = [path for folded, path in wanted.items() if folded not in there]
     unlisted = sum(path.casefold() not in wanted for path in table["path"])
     reason = str(RejectReason.MISSING)
-    missing = _as_rejects([(name, _encodable(path), reason, "the DICOMDIR lists it") for path in gone])
+    missing = _as_rejects([(name, _encodable(path), reason, "the DICOMDIR lists it", "", "") for path in gone])
     return missing, {"listed": len(wanted), "missing": len(gone), "unlisted": unlisted}
 
 

@@ -10,9 +10,10 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -43,7 +44,7 @@ class Source(Settings):
     """One place with images."""
 
     path: str
-    """A folder, a file or a DICOMDIR; relative to the root."""
+    """A folder, a .zip export, a DICOMDIR or a file; relative to the root."""
     name: str = ""
     """How tables call it; the path where empty."""
 
@@ -53,7 +54,7 @@ class Source(Settings):
 
 
 class Sheet(Settings):
-    """A CSV or TSV with a header line."""
+    """A CSV, TSV or XLSX with a header line."""
 
     path: str
     """Relative to the root, or to the manifest's folder."""
@@ -63,17 +64,33 @@ class Sheet(Settings):
     """The key column's heading."""
     issuer: str = ""
     """IssuerOfPatientID of the values, where they are PatientIDs with an issuer."""
+    worksheet: str = ""
+    """Of an XLSX; the first where empty."""
+    facts: dict[str, str] = {}
+    """Index column → heading: what the sheet knows where a file's header is silent, e.g. patient_sex: gender."""
 
 
 class Labels(Settings):
-    """Where a case's class comes from: a folder of its path, or a column of the sheet."""
+    """Where a case's class comes from: a folder of its path, a column of the sheet, or an attribute of its headers."""
 
-    source: Literal["folder", "sheet"]
-    """folder: a part of the path is a key of `values`. sheet: `column` of the manifest's sheet."""
+    source: Literal["folder", "sheet", "attribute"]
+    """folder: a part of the path is a key of `values`. sheet: `column` of the manifest's sheet. attribute: of the index."""
     column: str = ""
     """The sheet's heading of the label."""
+    attribute: str = ""
+    """A DICOM keyword (BodyPartExamined) or a column of the index (body_part_examined); of several values any may be a class."""
     values: dict[str, str] = {}
-    """From what stands there to a class; empty: the classes' own names."""
+    """From what stands there to a class; empty: the classes' own names. What is mapped to no class is no label."""
+
+
+def _with_one_group(pattern: str, what: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    if groups != 1:
+        raise ValueError(f"needs exactly one group for {what}, has {groups}")
+    return pattern
 
 
 class Blocks(Settings):
@@ -87,24 +104,34 @@ class Blocks(Settings):
     @field_validator("pattern")
     @classmethod
     def _one_group(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        if groups != 1:
-            raise ValueError(f"needs exactly one group for the number, has {groups}")
-        return pattern
+        return _with_one_group(pattern, "the number")
+
+
+class NearDuplicates(Settings):
+    """Cases with images that look alike are taken for one patient's."""
+
+    distance: Annotated[int, Field(ge=0, le=16)] = 4
+    """Images are alike if their perceptual hashes (64 bits) differ in at most so many."""
 
 
 class Patients(Settings):
     """Whose a case is; no patient ever stands in two splits."""
 
-    source: Literal["dicom", "column", "blocks"] = "dicom"
-    """dicom: PatientID with its issuer. column: of the manifest's sheet. blocks: consecutive numbers."""
+    source: Literal["dicom", "column", "path", "blocks"] = "dicom"
+    """dicom: PatientID with its issuer. column: of the manifest's sheet. path: `pattern`. blocks: consecutive numbers."""
     column: str = ""
     """The sheet's heading of the patient."""
+    pattern: str = ""
+    """Regular expression on the path; its one group is the patient."""
     blocks: Blocks | None = None
     """Needed for source blocks."""
+    near_duplicates: NearDuplicates | None = None
+    """Joins patients whose images are near-duplicates into one; null: not looked for (every image must be decoded for it)."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _one_group(cls, pattern: str) -> str:
+        return _with_one_group(pattern, "the patient") if pattern else pattern
 
     @model_validator(mode="after")
     def _complete(self) -> Patients:
@@ -112,20 +139,79 @@ class Patients(Settings):
             raise ValueError("source: blocks needs `blocks: {pattern: ..., size: ...}`")
         if self.source == "column" and not self.column:
             raise ValueError("source: column needs `column`")
+        if self.source == "path" and not self.pattern:
+            raise ValueError("source: path needs `pattern`")
         return self
 
 
-class Rules(Settings):
-    """Which images belong to the dataset, by columns of the index. A multi-valued attribute matches if one of its values does."""
+class Condition(Settings):
+    """What a column's value must be: one of `values` (a list may be written alone), like `pattern`, or within `min` and `max`."""
 
-    include: dict[str, list[str]] = {}
-    """Column → values: an image must have one of them, for every column named."""
-    exclude: dict[str, list[str]] = {"image_type": ["LOCALIZER"]}
-    """Column → values: an image must have none of them."""
+    values: list[str] = []
+    """One of these, whatever the case; of a multi-valued attribute one of its values."""
+    pattern: str = ""
+    """Regular expression found somewhere in the value."""
+    min: float | str | None = None
+    """Smallest number or earliest date (YYYYMMDD)."""
+    max: float | str | None = None
+    """Largest number or latest date."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_short(cls, given: Any) -> Any:
+        if isinstance(given, (str, int, float)) and not isinstance(given, bool):
+            given = [given]
+        if isinstance(given, list):
+            given = {"values": given}
+        if isinstance(given, dict) and isinstance(given.get("values"), list):
+            given = given | {"values": [str(value) for value in given["values"]]}
+        if isinstance(given, dict):
+            given = {name: f"{v:%Y%m%d}" if isinstance(v, date) else v for name, v in given.items()}
+        return given
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Condition:
+        bounded = self.min is not None or self.max is not None
+        if sum((bool(self.values), bool(self.pattern), bounded)) != 1:
+            raise ValueError("expected a list of values, or `pattern`, or `min` and `max`")
+        if self.pattern:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from error
+        return self
+
+    def __str__(self) -> str:
+        if self.values:
+            return ", ".join(self.values)
+        if self.pattern:
+            return f"like {self.pattern}"
+        return " ".join(
+            f"{word} {bound}" for word, bound in (("from", self.min), ("to", self.max)) if bound is not None
+        )
+
+
+class Rules(Settings):
+    """Which images belong to the dataset, by columns of the index, and two more: `orientation` (axial, coronal, sagittal, oblique;
+    '' where it is not known) and `slices` (images of the series). What is left out stands in exclusions.csv with its rule.
+
+    Never in: radloop's own objects, segmentations, label maps, parametric maps, doses, and what is FOR PROCESSING.
+    """
+
+    include: dict[str, Condition] = {}
+    """Column → condition: an image must meet it, for every column named."""
+    exclude: dict[str, Condition] = {}
+    """Column → condition: an image must meet none."""
+    allow: list[Literal["localizer", "derived", "secondary_capture"]] = []
+    """Kinds that are left out unless they stand here. derived: ImageType DERIVED\\SECONDARY of CT, MR and PET (reformats,
+    projections). secondary_capture: of that SOP class, but for projection radiographs, which are often exported so."""
+    series: Literal["all", "most_slices", "thinnest", "first", "last"] = "all"
+    """Which series of a study is its case's, of those that are left: all of them or one, by slices, SliceThickness, or
+    SeriesNumber."""
 
 
 class SplitRule(Settings):
-    """Fractions of the patients of each class; validation chooses epochs, test is for the figures alone."""
+    """How patients are divided, within each class; validation chooses epochs, test is for the figures alone."""
 
     train: Annotated[float, Field(gt=0, lt=1)] = 0.6
     """Weights are fitted on these."""
@@ -135,11 +221,24 @@ class SplitRule(Settings):
     """Figures come from these."""
     seed: int = 0
     """Another seed, another split."""
+    folds: Annotated[int, Field(ge=2, le=20)] | None = None
+    """Divides the patients of train and validation together into so many folds; null: by the fractions."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which fold validates; the others train. The test split is the same for each."""
+    file: str = ""
+    """A CSV with the column `split`, and a column case_id, patient_key, or named as a key of a sheet (PatientID, path, ...): its
+    split is taken. Relative to the root, or to the manifest's folder. Any run's split.csv is such a file."""
+    others: Literal["leave_out", "assign"] = "leave_out"
+    """What becomes of patients that `file` does not name."""
 
     @model_validator(mode="after")
     def _whole(self) -> SplitRule:
         if abs(self.train + self.validation + self.test - 1.0) > 1e-6:
             raise ValueError(f"train + validation + test is {self.train + self.validation + self.test:g}, not 1")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold}: the {self.folds} folds are numbered from 0 to {self.folds - 1}")
+        if self.folds is not None and self.file:
+            raise ValueError("folds and file: give one of them")
         return self
 
 
@@ -185,6 +284,8 @@ class Manifest(Settings):
             raise ValueError("labels or patients come from a sheet: `sheet` is missing")
         if self.labels.source == "sheet" and not self.labels.column:
             raise ValueError("labels.source is sheet: `labels.column` is missing")
+        if self.labels.source == "attribute" and not self.labels.attribute:
+            raise ValueError("labels.source is attribute: `labels.attribute` is missing")
         labels = [source.label for source in self.sources]
         if len(set(labels)) != len(labels):
             raise ValueError("sources: each name once")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import pipeline
 from pipeline.cache import PreparedImages, prepared_images
-from pipeline.cases import Cases, group_images, label_cases
+from pipeline.cases import Cases, group_images
 from pipeline.config import Config, digest
 from pipeline.dataset import (
     Preparer,
@@ -31,6 +31,7 @@ from pipeline.explain import heatmap_scale
 from pipeline.fit import Fit, fit
 from pipeline.identity import IdentityKey
 from pipeline.index import Index, read_index, write_index
+from pipeline.labels import label_cases
 from pipeline.manifest import Manifest, OpenedSource, open_dataset
 from pipeline.model import RESNET_GEOMETRY, Classifier, WeightsOrigin, build_classifier
 from pipeline.predict import batched, pick_device, scope_of, trained_model

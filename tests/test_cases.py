@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.cases import Cases, Unit, group_images, label_cases
+from pipeline.cases import Cases, Unit, group_images
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.errors import ConfigError, SourceError
 from pipeline.identity import IdentityKey
+from pipeline.labels import label_cases
 from pipeline.manifest import Rules, open_manifest, open_source
 
 KEY = IdentityKey(b"k" * 32)

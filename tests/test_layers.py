@@ -13,13 +13,16 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [
     {"cli", "__main__"},
-    {"demo", "train", "evaluate", "infer", "doctor"},
-    {"predict", "explain", "deliver", "figures"},
-    {"cases", "split", "dataset", "cache", "model", "fit", "metrics", "roc", "run"},
-    {"manifest", "index", "summary", "entries"},
+    {"demo", "train", "evaluate", "infer", "audit", "doctor"},
+    {"predict", "explain", "deliver", "figures", "report"},
+    {
+        *("cases", "rules", "labels", "sheet", "split", "duplicates", "shortcuts"),
+        *("dataset", "cache", "model", "fit", "metrics", "roc", "run"),
+    },
+    {"manifest", "index", "inventory", "summary", "stacks", "entries"},
     {"dicom"},
-    {"work", "render", "raster", "transforms", "progress"},
-    {"config", "identity", "errors", "files"},
+    {"work", "render", "raster", "nifti", "transforms", "progress"},
+    {"config", "identity", "columns", "errors", "files", "archive"},
 ]
 """From the top. `__init__` holds the version and may be imported by all."""
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.cases import group_images, label_cases
+from pipeline.cases import group_images
 from pipeline.config import load_config
 from pipeline.infer import infer
+from pipeline.labels import label_cases
 from pipeline.manifest import open_source
 from pipeline.split import split_cases
 from pipeline.train import train

@@ -32,77 +32,13 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import VR
 
+from pipeline.columns import ATTRIBUTES, TEXT, snake_case
 from pipeline.dicom.bounded import Window, inflated, open_window, parsing, read_meta
 from pipeline.dicom.pixel_element import PIXEL_TAGS, PixelElement, PixelShape, check_pixels
 from pipeline.errors import Rejected, RejectReason
 from pipeline.identity import IdentityKey
 
-TEXT, INTEGER, REAL, FLAG = "string", "Int64", "Float64", "boolean"  # pandas dtypes, each with its own missing value
-
-ATTRIBUTES: Mapping[str, str] = {
-    "SOPClassUID": TEXT,
-    "SOPInstanceUID": TEXT,
-    "SeriesInstanceUID": TEXT,
-    "StudyInstanceUID": TEXT,
-    "FrameOfReferenceUID": TEXT,
-    "Modality": TEXT,
-    "ImageType": TEXT,
-    "PhotometricInterpretation": TEXT,
-    "SamplesPerPixel": INTEGER,
-    "BitsAllocated": INTEGER,
-    "BitsStored": INTEGER,
-    "PixelRepresentation": INTEGER,
-    "RescaleSlope": REAL,
-    "RescaleIntercept": REAL,
-    "RescaleType": TEXT,
-    "ImagePositionPatient": TEXT,
-    "ImageOrientationPatient": TEXT,
-    "PixelSpacing": TEXT,
-    "ImagerPixelSpacing": TEXT,
-    "SliceThickness": REAL,
-    "GantryDetectorTilt": REAL,
-    "InstanceNumber": INTEGER,
-    "AcquisitionNumber": INTEGER,
-    "SeriesNumber": INTEGER,
-    "StudyDate": TEXT,
-    "SeriesDate": TEXT,
-    "AcquisitionDate": TEXT,
-    "PatientSex": TEXT,
-    "PatientAge": TEXT,
-    "BodyPartExamined": TEXT,
-    "ViewPosition": TEXT,
-    "Laterality": TEXT,
-    "ImageLaterality": TEXT,
-    "PatientPosition": TEXT,
-    "Manufacturer": TEXT,
-    "ManufacturerModelName": TEXT,
-    "StudyDescription": TEXT,
-    "SeriesDescription": TEXT,
-    "ProtocolName": TEXT,
-    "ConvolutionKernel": TEXT,
-    "KVP": REAL,
-    "BurnedInAnnotation": TEXT,
-    "PresentationIntentType": TEXT,
-    "LossyImageCompression": TEXT,
-}
-"""The allow-list: DICOM keywords that become columns of the same name in snake_case, with the column's dtype."""
-
-
-def snake_case(keyword: str) -> str:
-    """SOPInstanceUID → sop_instance_uid, KVP → kvp."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", keyword).lower()
-
-
 _COLUMN_OF = {keyword: snake_case(keyword) for keyword in ATTRIBUTES}
-
-HEADER_COLUMNS: Mapping[str, str] = {
-    "patient_key": TEXT,
-    "accession_key": TEXT,
-    "path_holds_identity": FLAG,
-    "transfer_syntax_uid": TEXT,
-    **{_COLUMN_OF[keyword]: dtype for keyword, dtype in ATTRIBUTES.items()},
-}
-"""All columns that DICOM files have beyond those of every image file, in their order."""
 
 REQUIRED_UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SOPClassUID")
 _IDENTITY = ("PatientID", "IssuerOfPatientID", "AccessionNumber", "PatientName")

@@ -16,18 +16,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 
+from pipeline.columns import ATTRIBUTES, HEADER_COLUMNS, snake_case
 from pipeline.dicom import bounded
 from pipeline.dicom.directory import listed_files
-from pipeline.dicom.header import (
-    ATTRIBUTES,
-    ENCAPSULATED_SYNTAXES,
-    HEADER_COLUMNS,
-    NATIVE_SYNTAXES,
-    is_dicom,
-    read_header,
-    snake_case,
-    uid_name,
-)
+from pipeline.dicom.header import ENCAPSULATED_SYNTAXES, NATIVE_SYNTAXES, is_dicom, read_header, uid_name
 from pipeline.dicom.phantom_objects import ct_slice, radiograph, save, structured_report
 from pipeline.errors import Rejected, RejectReason
 from pipeline.identity import IdentityKey
