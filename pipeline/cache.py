@@ -79,9 +79,7 @@ def _fill(folder: Path, files: Sequence[ImageFile], preparer: Preparer, what: st
 def _key(files: Sequence[ImageFile], preparer: Preparer) -> str:
     state = hashlib.sha256(f"{pipeline.__version__}\x1f{digest(preparer.preprocessing)}".encode())
     for file in files:
-        state.update(
-            f"\x1e{file.source}\x1f{file.path}\x1f{file.frame}\x1f{file.bytes}\x1f{file.mtime_ns}".encode(
-                "utf-8", "surrogateescape"
-            )
-        )
+        modality = file.modality if file.format == "nifti" else ""  # says what the numbers of a NIfTI count
+        identity = (file.source, file.path, file.frame, file.bytes, file.mtime_ns, modality)
+        state.update(("\x1e" + "\x1f".join(map(str, identity))).encode("utf-8", "surrogateescape"))
     return state.hexdigest()[:32]

@@ -48,11 +48,20 @@ def _parser() -> argparse.ArgumentParser:
     index = _command(
         commands, "index", _index, "account for every file of a source", "radloop index export/ --out index/"
     )
-    index.add_argument("source", metavar="SOURCE", help="an export folder, a DICOMDIR, a file, or a manifest")
+    index.add_argument("source", metavar="SOURCE", help="an export folder or .zip, a DICOMDIR, a file, or a manifest")
     index.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="for index.parquet, rejects.csv, summary.json"
     )
     _add_root(index)
+
+    audit = _command(
+        commands, "audit", _audit, "what a reviewer of the dataset would ask", "radloop audit data.yaml --out audit/"
+    )
+    audit.add_argument("manifest", metavar="MANIFEST", help="a dataset: a shipped manifest's name, or a YAML file")
+    audit.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for audit.json, audit.html, exclusions.csv and index/"
+    )
+    _add_root(audit)
 
     train = _command(commands, "train", _train, "train a model", "radloop train ct_slices --root data/ --out runs/ct")
     train.add_argument("config", metavar="CONFIG", help="a shipped configuration's name, or a YAML file")
@@ -114,16 +123,24 @@ def _add_root(command: argparse.ArgumentParser) -> None:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from pipeline.index import write_index
+    from pipeline.inventory import take_inventory
     from pipeline.manifest import open_source
     from pipeline.summary import summary_text
 
     opened = open_source(options.source, options.root)
     opened.refuse_output(options.out)
-    index = opened.index(opened.key(), progress=True)
-    write_index(index, options.out)
-    print(summary_text(index.summary))
+    summary = take_inventory(opened.places, options.out, key=opened.key(), progress=True)
+    print(summary_text(summary))
     print(f"tables: {options.out}")
+    return DONE
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from pipeline.audit import PAGE_FILE, audit, summary_lines
+
+    record = audit(options.manifest, options.out, root=options.root)
+    print("\n".join(summary_lines(record)))
+    print(f"page: {options.out / PAGE_FILE}")
     return DONE
 
 

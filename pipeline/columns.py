@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -108,7 +110,13 @@ COLUMNS: Mapping[str, str] = {
 }
 """The index's columns in their order. `color_mode`: of PNG, JPEG and TIFF, Pillow's word (L, RGB, RGBA, ...), alpha included.
 `collision`: '', duplicate or conflict; `sha256`: of files that share a SOPInstanceUID and their size. `listed`: whether the source's
-DICOMDIR lists the file. `stack`: of the file's series, from 0 (pipeline.stacks)."""
+DICOMDIR lists the file. `stack`: of the file's series, from 0, missing where it is in none (pipeline.stacks)."""
+
+_ARROW = {TEXT: pa.string(), INTEGER: pa.int64(), REAL: pa.float64(), FLAG: pa.bool_()}
+SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in COLUMNS.items()])
+"""Of index.parquet."""
+BATCH_SCHEMA = pa.schema([*SCHEMA, ("reason", pa.string()), ("detail", pa.string())])
+"""Of files that were read: image files have no reason, rejected ones nothing but source, path, bytes, mtime_ns, reason and detail."""
 
 REJECT_COLUMNS = ("source", "path", "reason", "detail", "bytes", "mtime_ns")
 
@@ -122,11 +130,16 @@ REPEATING = tuple(
 
 def text(column: pd.Series) -> pd.Series:
     """A column as plain text, '' where there is none, whatever its dtype."""
-    if column.dtype == "category":
-        column = column.cat.rename_categories([str(value) for value in column.cat.categories]).astype("str")
-    elif column.dtype != "str":
-        column = column.astype("object").where(column.notna(), None).map(_shown).astype("str")
-    return column.fillna("")
+    import pandas as pd
+
+    if isinstance(column.dtype, pd.StringDtype):
+        return column.astype("str").fillna("")
+    if column.dtype != "category":
+        return column.astype("object").where(column.notna(), None).map(_shown).astype("str").fillna("")
+    words = pa.array([str(value) for value in column.cat.categories], pa.large_string())
+    codes = column.cat.codes.to_numpy()
+    plain = pc.fill_null(words.take(pa.array(codes, mask=codes < 0)), "")
+    return pd.Series(pd.array(plain, dtype="str"), index=column.index, name=column.name)
 
 
 def _shown(value: Any) -> str | None:
@@ -139,6 +152,10 @@ def _shown(value: Any) -> str | None:
 
 def matches(column: pd.Series, wanted: Callable[[str], bool]) -> NDArray[np.bool_]:
     """(n,) whether each value is `wanted`, which is asked once a distinct value; missing ones are ''."""
-    codes, values = text(column).factorize()
-    answers = np.array([bool(wanted(value)) for value in values], dtype=bool)
-    return answers[codes] if len(values) else np.zeros(len(column), dtype=bool)
+    if column.dtype == "category":
+        codes, values = column.cat.codes.to_numpy(), [str(value) for value in column.cat.categories]
+    else:
+        codes, distinct = text(column).factorize()
+        values = list(distinct)
+    answers = np.array([*(bool(wanted(value)) for value in values), bool(wanted(""))], dtype=bool)
+    return answers[codes]  # the code of a missing value is -1

@@ -19,10 +19,12 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
+from pipeline.columns import text
 from pipeline.config import Augmentation, Config, CustomWindow, Preprocessing
 from pipeline.dicom.pixels import read_pixels
 from pipeline.errors import Rejected, RejectReason
-from pipeline.files import file_digest
+from pipeline.files import file_digest, status_of
+from pipeline.nifti import read_nifti
 from pipeline.raster import read_raster
 from pipeline.work import Failure, default_workers, preload, run_each
 from transforms.chains import (
@@ -42,6 +44,8 @@ DECODE_TIMEOUT_S = 120.0
 """A frame decodes in well under a second; one that takes this long is hostile, or its disk is gone."""
 DECODE_MEMORY_BYTES = 6 * 2**30
 """Above a worker's own size: the largest radiograph needs some hundred MB."""
+HOUNSFIELD_MODALITY = "CT"
+"""Values of a NIfTI of this modality are HU, as every converter from DICOM leaves them; its header cannot say so itself."""
 
 preload(
     __name__
@@ -50,7 +54,7 @@ preload(
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One frame of one file, as the index found it."""
+    """One frame of one file, as the index found it. `modality`: as the header or the manifest's facts tell it, '' if neither does."""
 
     case_id: str
     source: str
@@ -60,6 +64,7 @@ class ImageFile:
     frame: int
     bytes: int
     mtime_ns: int
+    modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,23 +105,24 @@ class Preparer:
 
 def read_image(image: ImageFile) -> Pixels:
     """The frame's pixels; Rejected if it cannot be decoded or is no longer the file that was indexed."""
-    try:
-        found = image.location.stat()
-    except OSError as error:
-        raise Rejected(RejectReason.CHANGED, "the file is gone") from error
-    if (found.st_size, found.st_mtime_ns) != (image.bytes, image.mtime_ns):
+    if status_of(image.location) != (image.bytes, image.mtime_ns):
         raise Rejected(RejectReason.CHANGED, "its size or time is not the one in the index; index the source again")
     if image.format == "dicom":
         return read_pixels(image.location, image.frame)
+    if image.format == "nifti":
+        return read_nifti(image.location, image.frame, hounsfield=image.modality == HOUNSFIELD_MODALITY)
     return read_raster(image.location, image.frame)
 
 
 def image_files(images: pd.DataFrame, roots: dict[str, Path]) -> list[ImageFile]:
     """One ImageFile a row, in the table's order."""
     columns = ["case_id", "source", "path", "format", "frame", "bytes", "mtime_ns"]
+    modalities = text(images["modality"]) if "modality" in images else [""] * len(images)
     return [
-        ImageFile(case_id, source, path, roots[source] / path, file_format, int(frame), int(size), int(mtime))
-        for case_id, source, path, file_format, frame, size, mtime in images[columns].itertuples(index=False, name=None)
+        ImageFile(case_id, source, path, roots[source] / path, file_format, int(frame), int(size), int(mtime), modality)
+        for (case_id, source, path, file_format, frame, size, mtime), modality in zip(
+            images[columns].itertuples(index=False, name=None), modalities, strict=True
+        )
     ]
 
 

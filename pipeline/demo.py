@@ -24,8 +24,9 @@ from pipeline.evaluate import evaluate, summary_lines
 from pipeline.explain import cell_size, evidence_in_source
 from pipeline.files import write_whole
 from pipeline.identity import KEY_FILE
-from pipeline.index import read_index, write_index
+from pipeline.index import read_index
 from pipeline.infer import infer
+from pipeline.inventory import take_inventory
 from pipeline.manifest import open_source
 from pipeline.predict import load_model, predict_files
 from pipeline.progress import say
@@ -72,10 +73,9 @@ def demo(
     export = make_export(out, patients=patients, slices=slices, size=size)
     run, results = out / "run", out / "out"
     opened = open_source(str(out / MANIFEST_FILE))
-    index = opened.index(opened.key(), progress=progress)
-    write_index(index, out / "index")
+    found = take_inventory(opened.places, out / "index", key=opened.key(), progress=progress)
     if progress:
-        say(summary_text(index.summary))
+        say(summary_text(found))
     config = (config or load_config("demo")).model_copy(update={"manifest": str(out / MANIFEST_FILE)})
     train(config, run, progress=progress)
     record = evaluate(run, progress=progress)
@@ -164,6 +164,8 @@ def _make_room(out: Path) -> None:
         raise ConfigError(f"{out}: not empty and not from an earlier demo; give another --out")
     for name in ("export", "index", "run", "out"):
         shutil.rmtree(out / name, ignore_errors=True)
+    for split in out.glob(".radloop-split-*"):
+        split.unlink()
     out.mkdir(parents=True, exist_ok=True)
     write_whole(key, DEMO_KEY + "\n")
     write_whole(out / MANIFEST_FILE, find_shipped("data_manifests", "demo").read_text())

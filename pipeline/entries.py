@@ -1,31 +1,39 @@
-"""What lies in a source, and what one file of it is: everything is found once, in the same order each time.
+"""What one file of a source is: its header read, in a worker process.
 
-`walk` lists a folder's files, and what is no regular file with the reason; it opens nothing and follows no link: what a
-link inside the source points to is found under its own path. `read_entry` reads one file's header, in a worker process.
-Paths are relative to the source's root, posix, in the order of their folders' sorted names.
+`read_batch` reads many files and answers with one Arrow record batch of `BATCH_SCHEMA`: a row each, of an image or of why it is
+none. It raises for no file, however broken, but MemoryError. Ordinary DICOM takes a short way (HeaderReader.ordinary); everything
+else, and whatever is wrong with a file, is looked at step by step. Nothing here imports pandas, and pydicom, Pillow and the like only
+where a file needs them: they take longer than thousands of headers.
 """
 
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.dicom.header import is_dicom, read_header
+import pyarrow as pa
+
+from pipeline.arrow import from_values
+from pipeline.columns import BATCH_SCHEMA
+from pipeline.dicom.header import ROW, HeaderReader, Stream, is_dicom, open_ordinary
 from pipeline.errors import Rejected, RejectReason
-from pipeline.files import open_regular
+from pipeline.files import open_regular, status_of
 from pipeline.identity import IdentityKey
-from pipeline.raster import read_raster_header
+from pipeline.listing import Entry
+from pipeline.work import Failure, outcome_of
 
 HEAD_BYTES = 352  # a NIfTI header's magic ends here, after that of every other format
+GZIPPED_NIFTI = ".nii.gz"
 
 FORMATS_BY_MAGIC = (
     (344, b"n+1\0", "NIfTI"),
     (344, b"ni1\0", "NIfTI"),
     (4, b"n+2\0", "NIfTI"),
+    (4, b"ni2\0", "NIfTI"),
+    (4, b"ni2\0", "NIfTI"),
     (0, b"\x1f\x8b", "gzip"),
     (0, b"PK\x03\x04", "zip archive"),
     (0, b"%PDF", "PDF"),
@@ -35,90 +43,119 @@ FORMATS_BY_MAGIC = (
 )
 """Of files that are no image to radloop, what people like to know which they are: offset, bytes, name."""
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Something found in a source; `refusal` where it is not to be opened."""
-
-    path: str
-    refusal: tuple[RejectReason, str] | None = None
-
-
-def walk(root: Path) -> Iterator[Entry]:
-    """Every file below `root`, depth first, folders sorted by name. Raises OSError where root itself is unreadable."""
-    pending = _listed(str(root))
-    pending.reverse()
-    while pending:
-        item = pending.pop()
-        path = Path(item.path).relative_to(root).as_posix()
-        refusal = _refusal(item, root)
-        if not _is_folder(item):
-            yield _entry(path, refusal)
-            continue
-        try:
-            pending += reversed(_listed(item.path))
-        except OSError as error:
-            yield _entry(path, (RejectReason.UNREADABLE, f"a folder that cannot be listed: {error.strerror}"))
-
-
-def _listed(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def _is_folder(item: os.DirEntry[str]) -> bool:
-    try:
-        return item.is_dir(follow_symlinks=False)
-    except OSError:
-        return False
-
-
-def _refusal(item: os.DirEntry[str], root: Path) -> tuple[RejectReason, str] | None:
-    try:
-        mode = item.stat(follow_symlinks=False).st_mode
-    except OSError as error:
-        return RejectReason.UNREADABLE, error.strerror or type(error).__name__
-    if stat.S_ISREG(mode):
-        return None
-    return RejectReason.NOT_REGULAR, _kind(item.path, mode, root)
-
-
-def _kind(path: str, mode: int, root: Path) -> str:
-    if stat.S_ISLNK(mode):
-        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-        return "a symbolic link to what the source holds elsewhere" if inside else "a symbolic link out of the source"
-    names = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-    return names.get(stat.S_IFMT(mode), "no regular file")
-
-
-def _entry(path: str, refusal: tuple[RejectReason, str] | None) -> Entry:
-    """Names that are not UTF-8 cannot stand in a table: such a file is refused under its name with \\x escapes."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        return Entry(shown, refusal or (RejectReason.UNREADABLE, "its name is not UTF-8; rename it"))
-    return Entry(path, refusal)
+_FIELDS = tuple(BATCH_SCHEMA.names)
+_BEFORE = ("source", "path", "format", "bytes", "mtime_ns", *ROW[:3])
+_BETWEEN = _FIELDS[len(_BEFORE) : _FIELDS.index(ROW[3])]
+_EMPTY = [{"collision": ""}.get(name) for name in _BETWEEN]
+_AFTER = [None] * (len(_FIELDS) - len(_BEFORE) - len(_BETWEEN) - len(ROW[3:]))
 
 
 def read_entry(entry: Entry, *, root: str, key: IdentityKey) -> dict[str, Any]:
     """One row of the index: path, format, bytes, mtime_ns, frames, rows, columns, and what the format's header tells.
 
-    Raises Rejected with the reason for which the file is no row.
+    Only what is known: a column without a value is not in it. Raises Rejected with the reason for which the file is no row.
     """
+    row = _row(entry, _Place(root, "", HeaderReader(key)))
+    known = zip(_FIELDS, row, strict=True)
+    return {name: value for name, value in known if value not in (None, "")}
+
+
+def read_batch(entries: Sequence[Entry], *, root: str, source: str, key: IdentityKey) -> bytes:
+    """The files as an Arrow IPC stream of one record batch of `BATCH_SCHEMA`, in their order.
+
+    `root`: the source's folder or archive, `source` its name. Lets MemoryError through.
+    """
+    place = _Place(root, source, HeaderReader(key))
+    rows = [_outcome(entry, place) for entry in entries]
+    columns = zip(*rows, strict=True) if rows else [()] * len(_FIELDS)
+    arrays = [from_values(values, field.type) for values, field in zip(columns, BATCH_SCHEMA, strict=True)]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, BATCH_SCHEMA) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=BATCH_SCHEMA))
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+class _Place:
+    """Where the files of a batch are, and what reads their headers."""
+
+    def __init__(self, root: str, source: str, reader: HeaderReader) -> None:
+        self.root = root
+        self.prefix = os.path.join(root, "")
+        self.source = source
+        self.reader = reader
+
+
+def _outcome(entry: Entry, place: _Place) -> list[Any]:
+    outcome = outcome_of(partial(_row, place=place), entry)
+    if not isinstance(outcome, Failure):
+        return outcome
+    known = {"source": place.source, "path": entry.path, "bytes": entry.bytes, "mtime_ns": entry.mtime_ns}
+    return _filled(known | {"reason": str(outcome.reason), "detail": outcome.detail})
+
+
+def _filled(known: dict[str, Any]) -> list[Any]:
+    return [known.get(name) for name in _FIELDS]
+
+
+def _row(entry: Entry, place: _Place) -> list[Any]:
+    """The values of `BATCH_SCHEMA`. Raises Rejected."""
     if entry.refusal is not None:
         raise Rejected(*entry.refusal)
-    path = Path(root) / entry.path
+    row = _ordinary(entry, place)
+    if row is not None:
+        return row
+    path = Path(place.root) / entry.path
     with open_regular(path) as file:
-        status = os.fstat(file.fileno())
-        head = file.read(HEAD_BYTES)
-    row: dict[str, Any] = {"path": entry.path, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    if is_dicom(head):
-        return row | {"format": "dicom"} | read_header(path, key, shown_path=entry.path)
-    raster = read_raster_header(path)
-    if raster is None:
-        raise Rejected(RejectReason.NOT_AN_IMAGE, _format_name(head))
-    return row | raster
+        size, mtime_ns = status_of(path)
+        if entry.bytes not in (None, size) or entry.mtime_ns not in (None, mtime_ns):
+            raise Rejected(RejectReason.CHANGED, "it changed while it was being indexed")
+        stream = Stream(file)
+        head = stream.pixels(0, HEAD_BYTES)
+        row = place.reader.ordinary(stream, entry.path)  # of a member of an archive; other files are none by now
+    if row is None and is_dicom(head):
+        from pipeline.dicom.header_by_pydicom import read_row_by_pydicom
+
+        row = read_row_by_pydicom(path, place.reader, entry.path)
+    if row is not None:
+        return _dicom_row(entry, place, size, mtime_ns, row)
+    known = {"source": place.source, "path": entry.path, "bytes": size, "mtime_ns": mtime_ns, "collision": ""}
+    return _filled(known | _by_format(path, head))
+
+
+def _ordinary(entry: Entry, place: _Place) -> list[Any] | None:
+    """The row of an ordinary DICOM file as it was listed; None for all else. Raises Rejected."""
+    file = open_ordinary(place.prefix + entry.path)
+    if file is None:
+        return None
+    try:
+        size, mtime_ns = file.size, file.mtime_ns
+        if entry.bytes not in (None, size) or entry.mtime_ns not in (None, mtime_ns):
+            return None
+        row = place.reader.ordinary(file, entry.path)
+    except OSError:
+        return None
+    finally:
+        file.close()
+    return None if row is None else _dicom_row(entry, place, size, mtime_ns, row)
+
+
+def _dicom_row(entry: Entry, place: _Place, size: int, mtime_ns: int, row: list[Any]) -> list[Any]:
+    return [place.source, entry.path, "dicom", size, mtime_ns, *row[:3], *_EMPTY, *row[3:], *_AFTER]
+
+
+def _by_format(path: Path, head: bytes) -> dict[str, Any]:
+    """The fields of a picture or a NIfTI file. Raises Rejected."""
+    from pipeline.nifti import read_nifti_header
+    from pipeline.raster import read_raster_header
+
+    found = read_raster_header(path)
+    name = _format_name(head)
+    if found is None and (name == "NIfTI" or (name == "gzip" and path.name.lower().endswith(GZIPPED_NIFTI))):
+        found = read_nifti_header(path)
+    if found is None:
+        raise Rejected(RejectReason.NOT_AN_IMAGE, name)
+    return found
 
 
 def _format_name(head: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import pandas as pd
 
 from pipeline import RESEARCH_ONLY, figures
 from pipeline.cases import Cases, group_images
+from pipeline.columns import text
 from pipeline.config import Config
 from pipeline.dataset import image_files
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import evidence_in_source
 from pipeline.files import write_whole
-from pipeline.index import Index, read_index, write_index
-from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT, label_cases
+from pipeline.index import Index, read_index
+from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT, labelled_cases
 from pipeline.manifest import Manifest, open_dataset
 from pipeline.metrics import Evaluation, evaluate_predictions
 from pipeline.predict import (
@@ -39,6 +40,7 @@ from pipeline.run import (
     EVALUATION_FOLDER,
     HISTORY_FILE,
     INDEX_FOLDER,
+    SHEET_FACTS_FILE,
     SPLIT_FILE,
     identity_fingerprint,
     read_config,
@@ -46,7 +48,7 @@ from pipeline.run import (
     read_table,
     write_table,
 )  # fmt: skip
-from pipeline.split import SPLIT_COLUMNS, SPLITS, check_split
+from pipeline.split import SPLIT_COLUMNS, SPLITS, check_patients, check_split, counted, joined_patients
 
 GALLERY_TILES = 12
 
@@ -96,16 +98,33 @@ def _own_split(run: Path, split: str) -> Subject:
     table = read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
     check_split(table)
     index = read_index(run / INDEX_FOLDER)
-    grouped = group_images(index, manifest.unit, manifest.rules, drop_collisions=True, facts=manifest.facts)
+    grouped = _grouped(run, index, manifest)
+    if manifest.patients.source == "dicom":
+        check_patients(table, grouped.images)
     wanted = table.loc[table["split"] == split, ["case_id", "label", "patient_key"]]
-    cases = grouped.cases.merge(wanted, on="case_id", how="inner")
+    cases = grouped.cases.assign(case_id=text(grouped.cases["case_id"])).merge(wanted, on="case_id", how="inner")
     if len(cases) < len(wanted):
-        raise RunError(
-            f"{run / SPLIT_FILE}: {len(wanted) - len(cases)} of its cases are not in {run / INDEX_FOLDER}; the run is damaged"
-        )
+        gone = counted(len(wanted) - len(cases), "case")
+        raise RunError(f"{run / SPLIT_FILE}: {gone} of it not found in {run / INDEX_FOLDER}; the run is damaged")
     images = grouped.images[grouped.images["case_id"].isin(cases["case_id"])].reset_index(drop=True)
     folder = run / EVALUATION_FOLDER if split == "test" else run / EVALUATION_FOLDER / split
     return Subject(split, cases, images, index, folder, _independence_warnings(manifest, cases["patient_key"]))
+
+
+def _grouped(run: Path, index: Index, manifest: Manifest) -> Cases:
+    """The run's images as its training had them; what `sheet.facts` told of them is in the run, as the rules went by it too."""
+    rules, known = manifest.rules, run / SHEET_FACTS_FILE
+    if known.is_file():
+        told = read_table(known, ["source", "path"])
+        facts = told.columns.drop(["source", "path"])
+        table = index.table.reset_index(drop=True)
+        of_row = table[["source", "path"]].astype("str").merge(told, how="left", on=["source", "path"])
+        table = table.assign(**{name: of_row[name].astype("category") for name in facts})
+        index = replace(index, table=table.loc[of_row[facts[0]].notna().to_numpy()].reset_index(drop=True))
+        rules = rules.model_copy(
+            update={"include": {}, "exclude": {}, "series": "all"}
+        )  # those that are left passed them
+    return group_images(index, manifest.unit, rules, drop_collisions=True, facts=manifest.facts)
 
 
 def _other_data(run: Path, data: str, root: Path | None, model: TrainedModel, progress: bool) -> Subject:
@@ -119,11 +138,9 @@ def _other_data(run: Path, data: str, root: Path | None, model: TrainedModel, pr
         if own != others:
             raise ConfigError(f"--data {data}: its {name} is {others}, the model's is {own}")
     key = opened.key()
-    index = opened.index(key, progress=progress)
     folder = run / EVALUATION_FOLDER / f"data-{manifest.name}"
-    write_index(index, folder / INDEX_FOLDER)
-    grouped = group_images(index, manifest.unit, manifest.rules, drop_collisions=True, facts=manifest.facts)
-    labelled: Cases = label_cases(grouped, manifest, opened, key)
+    index = opened.index(key, out=folder / INDEX_FOLDER, progress=progress)
+    labelled = labelled_cases(index, opened, manifest, key, progress=progress)
     _refuse_shared(run, data, labelled, manifest)
     warnings = labelled.warnings
     if key.fingerprint != identity_fingerprint(run):
@@ -138,16 +155,20 @@ def _refuse_shared(run: Path, data: str, labelled: Cases, manifest: Manifest) ->
 
     Images are told by SOPInstanceUID, without one by name and size. Stand-ins for patients say nothing across datasets.
     """
-    fitted = read_table(run / SPLIT_FILE, SPLIT_COLUMNS).query("split != 'test'")
-    patients = labelled.cases["patient_key"]
-    known = ~patients.str.startswith(UNKNOWN_PATIENT) & (manifest.patients.source != "blocks")
-    shared = patients[known & patients.isin(fitted["patient_key"])].nunique()
+    table = read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
+    check_split(table)
+    fitted = table[table["split"] != "test"]
     own = read_manifest(run)
-    before = group_images(
-        read_index(run / INDEX_FOLDER), own.unit, own.rules, drop_collisions=True, facts=own.facts
-    ).images
-    seen = _image_identities(before[before["case_id"].isin(fitted["case_id"])])
-    images = int(_image_identities(labelled.images).isin(set(seen)).sum())
+    before = _grouped(run, read_index(run / INDEX_FOLDER), own).images
+    before = before[before["case_id"].isin(fitted["case_id"])]
+    seen = set(fitted["patient_key"])
+    if own.patients.source == "dicom":  # near-duplicates may have joined patients under another's key
+        seen |= set(text(before["patient_key"]).unique())
+    patients = text(labelled.cases["patient_key"])
+    known = ~patients.str.startswith(UNKNOWN_PATIENT) & (manifest.patients.source != "blocks")
+    seen |= {group for patient, group in joined_patients(labelled).items() if patient in seen}
+    shared = patients[known & patients.isin(seen)].nunique()
+    images = int(_image_identities(labelled.images).isin(_image_identities(before)).sum())
     if shared or images:
         raise RunError(
             f"--data {data}: {shared} of its patients and {images} of its images were trained or validated on; "
@@ -156,8 +177,9 @@ def _refuse_shared(run: Path, data: str, labelled: Cases, manifest: Manifest) ->
 
 
 def _image_identities(images: pd.DataFrame) -> pd.Series:
-    by_name = images["path"].map(lambda path: Path(path).name) + "\x1f" + images["bytes"].astype(str)
-    return images["sop_instance_uid"].fillna("").where(lambda uid: uid != "", by_name)
+    by_name = text(images["path"]).str.replace(r"^.*/", "", regex=True) + "\x1f" + images["bytes"].astype("str")
+    uid = text(images["sop_instance_uid"])
+    return uid.where(uid != "", by_name)
 
 
 def _independence_warnings(manifest: Manifest, patients: pd.Series) -> tuple[str, ...]:
@@ -165,7 +187,8 @@ def _independence_warnings(manifest: Manifest, patients: pd.Series) -> tuple[str
     if manifest.patients.source == "blocks":
         return (f"{NOT_PROVEN}: patients are blocks of consecutive numbers",)
     unknown = int(patients.str.startswith(UNKNOWN_PATIENT).sum())
-    return (f"{NOT_PROVEN}: {unknown} of {len(patients)} cases have no patient",) if unknown else ()
+    cases = counted(len(patients), "case")
+    return (f"{NOT_PROVEN}: {unknown} of {cases} without a known patient",) if unknown else ()
 
 
 def _without_pixels(result: ImageResult) -> ImageResult:
@@ -178,7 +201,7 @@ def _numbers(subject: Subject, cases: pd.DataFrame, model: TrainedModel, config:
     done = cases["status"] == STATUS_OK
     if not done.any():
         raise RunError(
-            f"none of the {len(cases)} cases could be predicted; reasons are in {subject.folder / 'predictions.csv'}"
+            f"not one of {counted(len(cases), 'case')} could be predicted; reasons are in {subject.folder / 'predictions.csv'}"
         )
     label = (
         cases.loc[done, "label"].map({name: place for place, name in enumerate(facts.classes)}).to_numpy(dtype=np.int64)
@@ -200,12 +223,23 @@ def _record(subject: Subject, cases: pd.DataFrame, evaluation: Evaluation, model
     warnings = [*subject.warnings, *evaluation.warnings]
     if failed:
         warnings.append(
-            f"{failed} of {len(cases)} cases could not be predicted and are not in the figures (predictions.csv says why)"
+            f"{failed} of {counted(len(cases), 'case')} could not be predicted, so not in the figures (predictions.csv says why)"
         )
     if model.facts.notice:
         warnings.append(model.facts.notice)
     record = {"split": subject.name, "unit": model.facts.unit, **evaluation.to_json(), "failed": failed}
-    return record | {"warnings": warnings, "model": model.facts.name, "intended_use": RESEARCH_ONLY}
+    return record | {"warnings": _brief(warnings), "model": model.facts.name, "intended_use": RESEARCH_ONLY}
+
+
+def _brief(warnings: Sequence[str]) -> list[str]:
+    """Each warning once; those that say the same of different things (what stands before ': ') in one sentence."""
+    told: dict[str, list[str]] = {}
+    for warning in dict.fromkeys(warnings):
+        what, _, of_what = warning.partition(": ")
+        told.setdefault(what if what == NOT_PROVEN else warning, []).append(of_what)
+    return [
+        f"{what}: {'; '.join(filter(None, of_what))}" if what == NOT_PROVEN else what for what, of_what in told.items()
+    ]
 
 
 def _pictures(
@@ -291,7 +325,8 @@ def summary_lines(
 ) -> list[str]:
     """The main figures as text, each with its interval."""
     proven = "" if not any(NOT_PROVEN in warning for warning in record["warnings"]) else f" ({NOT_PROVEN})"
-    lines = [f"{record['split']}: {record['cases']} cases of {record['patients']} patients{proven}"]
+    of_whom = f"{counted(record['cases'], 'case')} of {counted(record['patients'], 'patient')}"
+    lines = [f"{record['split']}: {of_whom}{proven}"]
     for name in names:
         metric = record["metrics"].get(name)
         if metric is None or metric["value"] is None:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from pipeline.columns import text
 from pipeline.dataset import ImageFile, Prepared, Preparer, input_chain, prepare_all
 from pipeline.errors import RejectReason, RunError
 from pipeline.explain import class_evidence
@@ -31,7 +32,9 @@ BATCH = 16
 
 STATUS_OK, STATUS_FAILED = "ok", "failed"
 UID_COLUMNS = ["study_instance_uid", "series_instance_uid", "sop_instance_uid"]
-RASTER_FORMATS = ("png", "jpeg", "tiff")
+PICTURE_FORMATS = ("png", "jpeg", "tiff")
+RASTER_FORMATS = (*PICTURE_FORMATS, "nifti")
+"""Formats without a DICOM header: rules and scope have nothing to ask, and results become overlays."""
 SCOPE_COLUMNS = ("modality", "body_part_examined", "view_position")
 
 Item = TypeVar("Item")
@@ -167,7 +170,8 @@ def image_table(images: pd.DataFrame, results: Sequence[ImageResult], model: Tra
     missing = np.full(len(model.facts.classes), np.nan)
     probabilities = np.array([missing if result.probabilities is None else result.probabilities for result in results])
     probabilities = probabilities.reshape(len(results), len(missing))
-    table = images[["case_id", *UID_COLUMNS, "source", "path", "frame"]].fillna("").reset_index(drop=True)
+    named = {column: text(images[column]).to_numpy() for column in ("case_id", *UID_COLUMNS, "source", "path")}
+    table = pd.DataFrame({**named, "frame": images["frame"].to_numpy()})
     table["predicted"] = model.decide(probabilities)
     table[probability_columns(model.facts.classes)] = probabilities
     table["in_scope"] = scope_reason(images, model.facts.scope).to_numpy() == ""
@@ -207,32 +211,38 @@ def scope_of(images: pd.DataFrame) -> dict[str, list[str]]:
     """What a model trained on `images` has seen: file formats, and the values of the columns that headers (or the manifest's facts)
     tell; '' among them where some were not known.
     """
-    seen = {
-        column: sorted({str(value) for value in images[column].fillna("")}) for column in ("format", *SCOPE_COLUMNS)
-    }
+    seen = {column: sorted(text(images[column]).unique().tolist()) for column in ("format", *SCOPE_COLUMNS)}
     return {column: values for column, values in seen.items() if values != [""]}
 
 
 def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]]) -> pd.Series:
     """For each image why it is not of the kind that the model was trained on, or ''.
 
-    A PNG, JPEG or TIFF has no header to ask: it is in scope if such files were trained on. A DICOM image is if DICOM was, it has
-    for each column that the training knew one of the values that it saw, and it breaks none of the training's rules (column `rule`).
+    A PNG, JPEG or TIFF has no header to ask: it is in scope if such files were trained on. A NIfTI is if NIfTI was, and its modality,
+    which decides what its values count, is one that the training saw. A DICOM image is if DICOM was, it has for each column that the
+    training knew one of the values that it saw, and it breaks none of the training's rules (column `rule`).
     """
-    raster = images["format"].isin(RASTER_FORMATS)
     formats = scope.get("format", [])
+    found = text(images["format"])
+    picture, volume = found.isin(PICTURE_FORMATS), found.eq("nifti")
+    dicom = ~picture & ~volume
+    only = f"trained on {', '.join(formats)} only"
     reason = pd.Series("", index=images.index, dtype=object)
-    if not set(formats) & set(RASTER_FORMATS):
-        reason.loc[raster] = "out of scope: the model was trained on DICOM images only"
+    if not set(formats) & set(PICTURE_FORMATS):
+        reason.loc[picture] = f"out of scope: a PNG, JPEG or TIFF, {only}"
+    if "nifti" not in formats:
+        reason.loc[volume] = f"out of scope: a NIfTI, {only}"
     if "dicom" not in formats:
-        reason.loc[~raster] = f"out of scope: a DICOM image, trained on {', '.join(formats)} only"
+        reason.loc[dicom] = f"out of scope: a DICOM image, {only}"
     for column in [name for name in SCOPE_COLUMNS if name in scope]:
-        value = images[column].fillna("").astype(str)
-        outside = ~raster & ~value.isin(scope[column]) & (reason == "")
+        value = text(images[column])
+        asked = dicom | volume if column == "modality" else dicom
+        outside = asked & ~value.isin(scope[column]) & (reason == "")
         trained = ", ".join(value or "not known" for value in scope[column])
         reason.loc[outside] = (
             f"out of scope: {column} is " + value[outside].replace("", "not known") + f", trained on {trained}"
         )
-    broken = ~raster & (images["rule"] != "") & (reason == "")
-    reason.loc[broken] = "out of scope: the training left such images out (" + images.loc[broken, "rule"] + ")"
+    rule = text(images["rule"])
+    broken = dicom & (rule != "") & (reason == "")
+    reason.loc[broken] = "out of scope: the training left such images out (" + rule[broken] + ")"
     return reason

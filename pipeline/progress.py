@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -14,17 +14,28 @@ LINE_EVERY_S = 15.0
 Item = TypeVar("Item")
 
 
-def track(items: Iterable[Item], what: str, total: int | None = None, *, show: bool = True) -> Iterator[Item]:
-    """`items`, with what was done of `total` told on the way."""
+def track(
+    items: Iterable[Item],
+    what: str,
+    total: int | None = None,
+    *,
+    show: bool = True,
+    size: Callable[[Item], int] = lambda _: 1,
+) -> Iterator[Item]:
+    """`items`, with what was done of `total` told on the way; each counts for its `size`."""
     if not show:
         yield from items
         return
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, unit="", dynamic_ncols=True, leave=False)
+        with tqdm(desc=what, total=total, unit="", dynamic_ncols=True, leave=False) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
         return
-    last = time.monotonic()
-    for count, item in enumerate(items, start=1):
+    last, count = time.monotonic(), 0
+    for item in items:
         yield item
+        count += size(item)
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
             say(f"{what}: {count}" + (f" of {total}" if total else ""))

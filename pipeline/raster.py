@@ -38,6 +38,8 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = struct.pack(">L4sL", 0, b"IEND", 0xAE426082)
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 1, 6: 3}  # by colour type, without alpha
 _PNG_PALETTE = 3
+_PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}  # by colour type, Pillow's words
+_PNG_GRAY_MODES = {1: "1", 16: "I;16"}  # by bits
 _PNG_STORED_SAMPLES = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}  # as decoded: a palette becomes RGB, with alpha where it has some
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # in entropy-coded data neither stuffing (FF 00) nor RSTn
@@ -72,7 +74,10 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 @dataclass(frozen=True)
 class RasterHeader:
-    """What the index tells of an image. `samples_per_pixel` and `bits_allocated` leave alpha out and count a palette's index."""
+    """What the index tells of an image. `samples_per_pixel` and `bits_allocated` leave alpha out and count a palette's index.
+
+    `color_mode`: of the stored (first) image in Pillow's words (1, L, LA, P, RGB, RGBA, I;16, CMYK, ...), alpha included.
+    """
 
     format: str
     frames: int
@@ -81,6 +86,7 @@ class RasterHeader:
     samples_per_pixel: int
     bits_allocated: int
     photometric_interpretation: str
+    color_mode: str
 
 
 def read_raster_header(path: Path) -> dict[str, Any] | None:
@@ -150,7 +156,8 @@ def _png_header(file: BinaryIO) -> RasterHeader:
     _check_budget(rows, columns, _PNG_STORED_SAMPLES[color], bits)
     _check_png_end(file)
     meaning = "PALETTE COLOR" if color == _PNG_PALETTE else "RGB" if _PNG_SAMPLES[color] == 3 else "MONOCHROME2"
-    return RasterHeader("png", 1, rows, columns, _PNG_SAMPLES[color], bits if bits in (1, 16) else 8, meaning)
+    mode = _PNG_GRAY_MODES.get(bits, "L") if color == 0 else _PNG_MODES[color]
+    return RasterHeader("png", 1, rows, columns, _PNG_SAMPLES[color], bits if bits in (1, 16) else 8, meaning, mode)
 
 
 def _check_png_end(file: BinaryIO) -> None:
@@ -170,13 +177,13 @@ def _check_png_end(file: BinaryIO) -> None:
 def _jpeg_header(file: BinaryIO) -> RasterHeader:
     with _pillow(file, "jpeg") as image:
         samples, bits, meaning = _meaning(image.mode)
-        columns, rows = image.size
+        mode, (columns, rows) = image.mode, image.size
         sideways = _orientation(image) in _SIDEWAYS
     _check_budget(rows, columns, samples, bits)
     _check_jpeg_end(file)
     if sideways:
         rows, columns = columns, rows
-    return RasterHeader("jpeg", 1, rows, columns, samples, bits, meaning)
+    return RasterHeader("jpeg", 1, rows, columns, samples, bits, meaning, mode)
 
 
 def _check_jpeg_end(file: BinaryIO) -> None:
@@ -200,13 +207,16 @@ def _tiff_header(file: BinaryIO) -> RasterHeader:
     file.seek(0)
     with _pillow(file, "tiff") as image:
         samples, bits, meaning = _meaning(image.mode)
-        columns, rows = image.size
+        mode, (columns, rows) = image.mode, image.size
         frames = int(getattr(image, "n_frames", 1))
         for page in range(frames):
             image.seek(page)
+            if (image.size, _meaning(image.mode)) != ((columns, rows), (samples, bits, meaning)):
+                detail = f"page {page + 1} of the TIFF is of another size or kind than the first: one image is expected"
+                raise Rejected(RejectReason.UNSUPPORTED_PIXELS, detail)
             _check_budget(image.height, image.width, len(image.getbands()), _meaning(image.mode)[1])
             _check_strips(image, size)
-    return RasterHeader("tiff", frames, rows, columns, samples, bits, meaning)
+    return RasterHeader("tiff", frames, rows, columns, samples, bits, meaning, mode)
 
 
 def _check_strips(image: Any, size: int) -> None:
@@ -254,7 +264,7 @@ def _pillow(file: BinaryIO, format_name: str) -> Iterator[Any]:
             warnings.simplefilter("ignore")  # of odd tags, and of sizes that the budget judges anyway
             with Image.open(file, formats=[format_name.upper()]) as image:
                 yield image
-    except Rejected:
+    except (Rejected, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise Rejected(
@@ -267,16 +277,7 @@ def _pillow(file: BinaryIO, format_name: str) -> Iterator[Any]:
     except (OSError, EOFError) as error:
         reason = RejectReason.TRUNCATED if "truncated" in str(error).lower() else RejectReason.DECODE_FAILED
         raise Rejected(reason, f"the {format_name.upper()} decoder reports {type(error).__name__}") from None
-    except (
-        SyntaxError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        struct.error,
-    ) as error:
+    except Exception as error:  # about a dozen types on broken bytes, SyntaxError and struct.error among them
         raise Rejected(
             RejectReason.MALFORMED, f"the {format_name.upper()} file cannot be parsed ({type(error).__name__})"
         ) from None

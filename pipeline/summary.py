@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
-from pipeline.dicom.header import uid_name
+import pyarrow as pa
+import pyarrow.compute as pc
 
 SHOWN_VALUES = 8
 """Of each breakdown, values on the terminal; summary.json has all."""
+COUNTED = {
+    "formats": "format",
+    "modalities": "modality",
+    "sop_classes": "sop_class_uid",
+    "transfer_syntaxes": "transfer_syntax_uid",
+    "manufacturers": "manufacturer",
+}
+"""Breakdowns of the summary, with their columns."""
+DISTINCT = {"patients": "patient_key", "studies": "study_instance_uid", "series": "series_instance_uid"}
 BREAKDOWNS = {
     "formats": "Formats",
     "modalities": "Modalities",
@@ -21,50 +29,80 @@ BREAKDOWNS = {
 }
 
 
-def summarise(
-    table: pd.DataFrame, rejects: pd.DataFrame, roots: Mapping[str, Path], directories: Mapping[str, Mapping[str, int]]
-) -> dict[str, Any]:
-    """Counts, as plain values for JSON. `found` = `indexed` + `rejected`, what a DICOMDIR misses among the latter.
+class Counts:
+    """Counts of an index while it is written, group by group. Breakdowns count files; files without the value count as ''."""
 
-    Breakdowns count files, most frequent first, files without the value apart as ''.
-    """
-    collisions = _counts(table["collision"])
-    collisions.pop("", None)
-    return {
-        "sources": {name: str(root) for name, root in roots.items()},
-        "found": len(table) + len(rejects),
-        "indexed": len(table),
-        "rejected": len(rejects),
-        "rejected_by_reason": _counts(rejects["reason"]),
-        "bytes": int(table["bytes"].sum()),
-        "frames": int(table["frames"].sum()),
-        "patients": table["patient_key"].nunique(),
-        "studies": table["study_instance_uid"].nunique(),
-        "series": table["series_instance_uid"].nunique(),
-        "formats": _counts(table["format"]),
-        "modalities": _counts(table["modality"]),
-        "sop_classes": _named(_counts(table["sop_class_uid"])),
-        "transfer_syntaxes": _named(_counts(table["transfer_syntax_uid"])),
-        "manufacturers": _counts(table["manufacturer"]),
-        "collisions": collisions,
-        "paths_that_hold_identity": int(table["path_holds_identity"].fillna(False).sum()),
-        "directories": {name: dict(counts) for name, counts in directories.items()},
-    }
+    def __init__(self, sources: Mapping[str, str], state: str) -> None:
+        self._sources, self._state = dict(sources), state
+        self._sums = Counter[str]()
+        self._values = {column: Counter[str]() for column in (*COUNTED.values(), "collision")}
+        self._distinct: dict[str, set[int]] = {column: set() for column in DISTINCT.values()}
+        self._reasons = Counter[str]()
+        self._directories: dict[str, dict[str, int]] = {}
+        self._stacks: dict[str, Any] = {}
+
+    def count_images(self, images: pa.Table) -> None:
+        """Takes in rows of the index."""
+        self._sums["indexed"] += len(images)
+        for column in ("bytes", "frames", "path_holds_identity"):
+            self._sums[column] += int(pc.sum(pc.cast(images[column], pa.int64())).as_py() or 0)
+        for column, counter in self._values.items():
+            for pair in pc.value_counts(images[column]):
+                counter[pair["values"].as_py() or ""] += pair["counts"].as_py()
+        for column, seen in self._distinct.items():
+            seen.update(hash(value) for value in pc.unique(images[column]).to_pylist() if value)
+
+    def count_reject(self, reason: str) -> None:
+        """Takes in a row of the rejects."""
+        self._reasons[reason] += 1
+
+    def count_directory(self, source: str, listed: int, missing: int, unlisted: int) -> None:
+        """Takes in what a DICOMDIR says of its source."""
+        self._directories[source] = {"listed": listed, "missing": missing, "unlisted": unlisted}
+
+    def count_stacks(self, stacks: pa.Table) -> None:
+        """Takes in the table of stacks."""
+        reasons = Counter(reason for reason in stacks["reason"].to_pylist() if reason)
+        series = set(map(hash, stacks["series_instance_uid"].to_pylist()))
+        self._stacks = {"series": len(series), "stacks": len(stacks), "by_reason": _ordered(reasons)}
+
+    def to_json(self, names_of: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, Any]:
+        """Plain values for JSON. `found` = `indexed` + `rejected`, what a DICOMDIR misses among the latter. `names_of`: of UIDs."""
+        rejected = self._reasons.total()
+        breakdowns = {name: _ordered(self._values[column]) for name, column in COUNTED.items()}
+        for name in ("sop_classes", "transfer_syntaxes"):
+            breakdowns[name] = _named(breakdowns[name], names_of)
+        collisions = _ordered(self._values["collision"])
+        collisions.pop("", None)
+        return {
+            "sources": self._sources,
+            "found": self._sums["indexed"] + rejected,
+            "indexed": self._sums["indexed"],
+            "rejected": rejected,
+            "rejected_by_reason": _ordered(self._reasons),
+            "bytes": self._sums["bytes"],
+            "frames": self._sums["frames"],
+            **{name: len(self._distinct[column]) for name, column in DISTINCT.items()},
+            **breakdowns,
+            "collisions": collisions,
+            "stacks": self._stacks,
+            "paths_that_hold_identity": self._sums["path_holds_identity"],
+            "directories": self._directories,
+            "state": self._state,
+        }
 
 
-def _counts(values: pd.Series) -> dict[str, int]:
-    counts = values.fillna("").value_counts()
-    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
-    return {str(value): int(count) for value, count in ordered}
+def _ordered(counts: Mapping[str, int]) -> dict[str, int]:
+    """Most frequent first."""
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def _named(counts: Mapping[str, int]) -> dict[str, int]:
+def _named(counts: Mapping[str, int], names_of: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, int]:
     """By the standard's names; UIDs that share a name are counted together."""
-    named: dict[str, int] = {}
-    for value, count in counts.items():
-        name = uid_name(value) if value else ""
-        named[name] = named.get(name, 0) + count
-    return named
+    named = Counter[str]()
+    for name, count in zip(names_of(list(counts)), counts.values(), strict=True):
+        named[name] += count
+    return _ordered(named)
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
@@ -72,12 +110,24 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     lines = [f"Source {name}: {location}" for name, location in summary["sources"].items()]
     lines.append(f"Found {summary['found']:,} → indexed {summary['indexed']:,}, rejected {summary['rejected']:,}")
     lines += [f"  {count:>9,}  {reason}" for reason, count in summary["rejected_by_reason"].items()]
-    counted = ", ".join(f"{summary[what]:,} {what}" for what in ("patients", "studies", "series", "frames"))
-    lines.append(f"Images: {counted}, {summary['bytes'] / 1e9:,.2f} GB")
+    counted = [_counted(summary[what], what) for what in ("patients", "studies", "series", "frames")]
+    lines.append(f"Images: {', '.join(counted)}, {_size(summary['bytes'])}")
     for field, title in BREAKDOWNS.items():
         lines.append(f"{title}: {_shown(summary[field])}")
     lines += _remarks(summary)
     return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    singular = {"studies": "study", "series": "series"}.get(what, what.removesuffix("s"))
+    return f"{count:,} {singular if count == 1 else what}"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"
 
 
 def _shown(counts: Mapping[str, int]) -> str:
@@ -90,18 +140,24 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, counts in summary["directories"].items():
         lines.append(
-            f"DICOMDIR of {name}: {counts['listed']:,} files listed, of which {counts['missing']:,} are missing; "
-            f"{counts['unlisted']:,} images are not listed"
+            f"DICOMDIR of {name}: {_counted(counts['listed'], 'files')} listed, of which {counts['missing']:,} missing; "
+            f"{_counted(counts['unlisted'], 'images')} not listed (column listed)"
+        )
+    stacks = summary["stacks"]
+    if stacks.get("by_reason"):
+        lines.append(
+            f"Stacks: {stacks['stacks']:,} of {_counted(stacks['series'], 'series')} (stacks.csv): {_shown(stacks['by_reason'])}"
         )
     collisions = summary["collisions"]
     if collisions:
         lines.append(
-            f"Same SOPInstanceUID: {collisions.get('duplicate', 0):,} duplicates (same content), "
+            f"Same SOPInstanceUID: {_counted(collisions.get('duplicate', 0), 'duplicates')} (same content), "
             f"{collisions.get('conflict', 0):,} in conflict (other content); training leaves them out"
         )
     if summary["paths_that_hold_identity"]:
+        count = summary["paths_that_hold_identity"]
         lines.append(
-            f"Warning: {summary['paths_that_hold_identity']:,} paths hold the name or a number of their patient; "
+            f"Warning: {_counted(count, 'paths')} {'holds' if count == 1 else 'hold'} the name or a number of the patient; "
             "paths stand in the tables as they are"
         )
     return lines

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 import pipeline
 from pipeline.cache import PreparedImages, prepared_images
-from pipeline.cases import Cases, group_images
+from pipeline.cases import Cases
+from pipeline.columns import text
 from pipeline.config import Config, digest
 from pipeline.dataset import (
     Preparer,
@@ -30,9 +31,9 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.explain import heatmap_scale
 from pipeline.fit import Fit, fit
 from pipeline.identity import IdentityKey
-from pipeline.index import Index, read_index, write_index
-from pipeline.labels import label_cases
-from pipeline.manifest import Manifest, OpenedSource, open_dataset
+from pipeline.index import Index, read_index
+from pipeline.labels import labelled_cases
+from pipeline.manifest import Manifest, open_dataset
 from pipeline.model import RESNET_GEOMETRY, Classifier, WeightsOrigin, build_classifier
 from pipeline.predict import batched, pick_device, scope_of, trained_model
 from pipeline.progress import say
@@ -43,6 +44,8 @@ from pipeline.run import (
     INDEX_FOLDER,
     MANIFEST_FILE,
     MODEL_FILE,
+    SHEET_FACTS_FILE,
+    SHEET_PROBLEMS_FILE,
     SPLIT_FILE,
     ModelFacts,
     identity_fingerprint,
@@ -55,7 +58,7 @@ from pipeline.run import (
     write_settings,
     write_table,
 )  # fmt: skip
-from pipeline.split import SPLIT_COLUMNS, SPLITS, check_split, split_cases
+from pipeline.split import SPLIT_COLUMNS, SPLITS, Split, check_split, counted, dataset_split, left_out
 from transforms.intensity import describe_unit_range
 
 CACHE_FOLDER = "cache"
@@ -89,19 +92,20 @@ def train(
     device = pick_device()
 
     resume = resume and (out / SPLIT_FILE).exists()
-    index = read_index(out / INDEX_FOLDER) if resume else opened.index(key, progress=progress)
-    cases = _cases(index, opened, manifest, key)
-    split = _split(cases, manifest, out, resume)
+    index = read_index(out / INDEX_FOLDER) if resume else opened.index(key, out=out / INDEX_FOLDER, progress=progress)
+    cases = labelled_cases(index, opened, manifest, key, progress=progress)
+    divided = _resumed(cases, out) if resume else dataset_split(cases, opened, manifest, key)
+    split = divided.table
     write_environment(out, device, key)
-    write_index(index, out / INDEX_FOLDER)
-    write_table(out / SPLIT_FILE, split)
+    _write_dataset(out, cases, split, manifest)
     write_settings(out, config, manifest)  # last: a folder with a configuration can be resumed
     training, validation, exclusions = _prepare(config, cases, split, index, manifest, out, progress)
-    write_table(out / EXCLUSIONS_FILE, pd.concat([cases.exclusions, exclusions], ignore_index=True))
-    for warning in (*cases.warnings, *_start_warnings(config)):
+    left = [cases.exclusions, left_out(cases, split), exclusions]
+    write_table(out / EXCLUSIONS_FILE, pd.concat(left, ignore_index=True))
+    for warning in (*cases.warnings, *divided.warnings, *_start_warnings(config)):
         say(f"warning: {warning}")
     if progress:
-        _announce(split, manifest, config, training, validation, device)
+        _announce(divided, manifest, config, training, validation, device)
 
     fitted = fit(
         network, *_datasets(config, training, validation), config.training,
@@ -149,22 +153,30 @@ def _start_warnings(config: Config) -> tuple[str, ...]:
     return (f"the weights of {start} were trained with another preprocessing.{' and .'.join(other)}",) if other else ()
 
 
-def _cases(index: Index, opened: OpenedSource, manifest: Manifest, key: IdentityKey) -> Cases:
-    grouped = group_images(index, manifest.unit, manifest.rules, drop_collisions=True, facts=manifest.facts)
-    return label_cases(grouped, manifest, opened, key)
-
-
-def _split(cases: Cases, manifest: Manifest, out: Path, resume: bool) -> pd.DataFrame:
-    """The split; a resumed run keeps its own, and its labels must still be the data's."""
-    if not resume:
-        return split_cases(cases.cases, manifest.split, manifest.classes)
+def _resumed(cases: Cases, out: Path) -> Split:
+    """The split that the run was begun with; its labels and patients must still be the data's."""
     split = read_table(out / SPLIT_FILE, SPLIT_COLUMNS)
     check_split(split)
-    now = cases.cases.set_index("case_id")["label"].reindex(split["case_id"])
-    changed = int((now.to_numpy() != split["label"].to_numpy()).sum())
-    if changed:
-        raise RunError(f"{out}: {changed} labels changed since the training was begun; train into another --out")
-    return split
+    places = pd.Index(text(cases.cases["case_id"])).get_indexer(pd.Index(split["case_id"]))
+    for column, noun in (("label", "label"), ("patient_key", "patient")):
+        now = text(cases.cases[column]).to_numpy()[places]
+        changed = int(((places < 0) | (now != split[column].to_numpy())).sum())
+        if changed:
+            raise RunError(
+                f"{out / SPLIT_FILE}: expected the data that the training was begun with; the {noun} of {counted(changed, 'case')} "
+                "is another now, or the case is gone; train into another --out"
+            )
+    return Split(split)
+
+
+def _write_dataset(out: Path, cases: Cases, split: pd.DataFrame, manifest: Manifest) -> None:
+    """The split, and what the label sheet had to say: which of its rows are wrong, and facts that the index does not hold."""
+    if len(cases.sheet_problems):
+        write_table(out / SHEET_PROBLEMS_FILE, cases.sheet_problems)
+    if manifest.sheet and manifest.sheet.facts:
+        files = cases.images.drop_duplicates(["source", "path"])
+        write_table(out / SHEET_FACTS_FILE, files[["source", "path", *manifest.sheet.facts]])
+    write_table(out / SPLIT_FILE, split)
 
 
 def _prepare(
@@ -255,16 +267,21 @@ def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigi
 
 
 def _announce(
-    split: pd.DataFrame, manifest: Manifest, config: Config, training: Part, validation: Part, device: torch.device
+    divided: Split, manifest: Manifest, config: Config, training: Part, validation: Part, device: torch.device
 ) -> None:
-    counts = split.groupby("split")["case_id"].nunique()
-    patients = split.groupby("split")["patient_key"].nunique()
-    whose = "blocks" if manifest.patients.source == "blocks" else "patients"
-    parts = ", ".join(f"{name} {counts[name]} cases of {patients[name]} {whose}" for name in SPLITS)
-    say(f"split: {parts}")
+    for line in divided.lines:
+        say(line)
+    cases = divided.table["split"].value_counts()
+    patients = divided.table.groupby("split")["patient_key"].nunique()
+    noun = "block" if manifest.patients.source == "blocks" else "patient"
+    parts = (f"{name} {counted(cases[name], 'case')} of {counted(patients[name], noun)}" for name in SPLITS)
+    rule = manifest.split
+    say(f"split: {', '.join(parts)}" + (f"; fold {rule.fold} of {rule.folds} validates" if rule.folds else ""))
     cells = -(-config.preprocessing.size // int(RESNET_GEOMETRY.cell_stride))
     if cells < FEWEST_CELLS:
         say(
             f"warning: at {config.preprocessing.size} pixels the feature map has {cells} x {cells} cells: heatmaps say little about place"
         )
-    say(f"training on {len(training.labels)} images, validating on {len(validation.labels)}, on {device.type}")
+    say(
+        f"training on {counted(len(training.labels), 'image')}, validating on {len(validation.labels)}, on {device.type}"
+    )

@@ -336,6 +336,7 @@ def _modules_of(function: Callable[..., Any], preload: tuple[str, ...]) -> tuple
 def _serve(connection: Connection, memory_bytes: int | None, timeout_s: float) -> None:
     """A worker's life: read jobs, answer each, until the line ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers itself
+    _silence()
     warnings.simplefilter("ignore")
     logging.disable()
     function: Callable[[Any], Any] = _no_function
@@ -352,6 +353,13 @@ def _serve(connection: Connection, memory_bytes: int | None, timeout_s: float) -
             return  # the parent is gone
         except Exception as error:
             connection.send(("broken", f"{type(error).__name__}: {error}"))
+
+
+def _silence() -> None:
+    """libpng and libtiff print what they think of a file on descriptor 2, past Python, into the progress on a terminal."""
+    with open(os.devnull, "wb") as nowhere:
+        for descriptor in (1, 2):
+            os.dup2(nowhere.fileno(), descriptor)
 
 
 def _no_function(_: Any) -> Any:

@@ -1,23 +1,25 @@
-"""From an index to cases: rules, units, labels from folders and sheets, patients from headers, columns and blocks."""
+"""From an index to cases: rules, and which images make one case; manifests that are wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.cases import Cases, Unit, group_images
+from pipeline.cases import CASE_COLUMNS, IMAGE_COLUMNS, Cases, Unit, columns_needed, group_images
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.errors import ConfigError, SourceError
 from pipeline.identity import IdentityKey
-from pipeline.labels import label_cases
 from pipeline.manifest import Rules, open_manifest, open_source
+from tests.tables import index_of, index_table
 
 KEY = IdentityKey(b"k" * 32)
-ALL = Rules(exclude={})
+ALL = Rules(allow=["localizer", "derived", "secondary_capture"])
 
 
 def _png(path: Path, value: int = 100) -> None:
@@ -29,14 +31,6 @@ def _manifest(folder: Path, text: str) -> Path:
     path = folder / "manifest.yaml"
     path.write_text(text)
     return path
-
-
-def _labelled(folder: Path, text: str, unit: Unit = "image") -> Cases:
-    """The labelled cases of a manifest with this text in `folder`."""
-    opened = open_manifest(_manifest(folder, text))
-    assert opened.manifest is not None
-    grouped = group_images(opened.index(KEY, workers=0), unit, ALL, drop_collisions=True)
-    return label_cases(grouped, opened.manifest, opened, KEY)
 
 
 @pytest.fixture
@@ -91,13 +85,14 @@ def test_rules_leave_out_with_their_reason(export: Path):
 def test_marking_instead_of_leaving_out(export: Path):
     grouped = _grouped(export, "image", Rules(), mark=["dicom"])
     assert grouped.exclusions.empty
-    assert grouped.images.set_index("path")["rule"].to_dict()["a/scout"] == "exclude image_type: LOCALIZER"
+    assert grouped.images.set_index("path")["rule"].to_dict()["a/scout"] == "not in allow: localizer"
 
 
 def test_radloops_own_objects_are_never_a_source(export: Path):
     save(ct_slice(32, Manufacturer="radloop", patient_id="P1"), export / "own")
+    save(ct_slice(32, PresentationIntentType="FOR PROCESSING", patient_id="P1"), export / "raw")
     grouped = _grouped(export, "image", mark=["dicom"], drop_collisions=False)
-    assert grouped.exclusions["rule"].tolist() == ["radloop's own object"]
+    assert grouped.exclusions["rule"].tolist() == ["radloop's own object", "for processing"]
 
 
 def test_collisions_are_dropped_for_training_and_kept_for_inference(export: Path):
@@ -108,66 +103,124 @@ def test_collisions_are_dropped_for_training_and_kept_for_inference(export: Path
     assert kept.images["case_id"].is_unique
 
 
-def test_a_rule_on_no_column_is_refused(export: Path):
-    with pytest.raises(ConfigError, match="modalty is no column"):
-        _grouped(export, "image", Rules(include={"modalty": ["CT"]}))
+def _of_rows(rows: Sequence[Mapping[str, Any]], unit: Unit = "study", **options: Any) -> Cases:
+    """The cases of an index of these rows, the same whatever the form of the table."""
+    first, second = (
+        group_images(index_of(index_table(rows, categorical=form)), unit, ALL, drop_collisions=False, **options)
+        for form in (True, False)
+    )
+    for name in ("cases", "images", "exclusions"):
+        pd.testing.assert_frame_equal(getattr(first, name).astype("str"), getattr(second, name).astype("str"))
+    assert set(first.cases.dtypes) == {pd.StringDtype(na_value=np.nan)}
+    return first
 
 
-SHEET = """
-name: t
-classes: [neg, pos]
-sources: [{{path: export}}]
-sheet: {{path: labels.csv, join: {join}, column: key}}
-labels: {{source: sheet, column: finding, values: {{n: neg, y: pos}}}}
-unit: study
-"""
+def _place(z: float | None, **other: Any) -> dict[str, Any]:
+    """A sagittal slice at x = z; InstanceNumber contradicts the position."""
+    position = None if z is None else f"{z}\\0\\100"
+    at = {"image_position_patient": position, "image_orientation_patient": "0\\1\\0\\0\\0\\-1"}
+    return {"stack": 0, "instance_number": None if z is None else int(100 - z)} | at | other
+
+
+def test_images_of_a_case_are_in_the_order_of_their_stacks():
+    rows = [_place(3), _place(1), _place(2), _place(None, stack=None, instance_number=2)]
+    rows += [_place(None, stack=None, instance_number=1), _place(0.5, stack=1), _place(9, series_instance_uid="1.1.0")]
+    rows += [
+        _place(2.001, instance_number=1)
+    ]  # at the place of the third, within the tolerance: InstanceNumber decides
+    # The normal points to -x, so positions along it ascend as x falls.
+    assert _of_rows(rows).images["path"].tolist() == [f"{n:04d}" for n in (6, 0, 7, 2, 1, 5, 4, 3)]
+
+
+def test_images_without_any_order_stay_as_the_index_has_them():
+    rows = [{"stack": None, "image_position_patient": "0\\0\\1"}, {"stack": -1}, {}]
+    assert _of_rows(rows).images["path"].tolist() == ["0000", "0001", "0002"]
+
+
+def test_cases_are_in_the_order_of_their_ids():
+    rows = [{"sop_instance_uid": f"1.{number}"} for number in (3, 1, 2)]
+    assert _of_rows(rows, "image").images["case_id"].tolist() == ["1.1", "1.2", "1.3"]
 
 
 @pytest.mark.parametrize(
-    ("join", "keys"),
+    ("unit", "ids"),
     [
-        ("AccessionNumber", ("A1", "A2")),
-        ("PatientID", ("P1", "P2")),
-        ("StudyInstanceUID", (phantom_uid("study", 1), phantom_uid("study", 2))),
+        ("image", ["0003", "1.1", "1.1@2", "1.1@3", "2"]),
+        ("series", ["0003", "0004", "9"]),
+        ("study", ["0003", "7"]),
     ],
 )
-def test_a_sheet_joins_on_identifiers(export: Path, join: str, keys: tuple[str, str]):
-    folder = export.parent
-    (folder / "labels.csv").write_text(f"key,finding\n{keys[0]},y\n{keys[1]},n\nnobody,n\n")
-    opened = open_manifest(_manifest(folder, SHEET.format(join=join)))
-    assert opened.manifest is not None
-    index = opened.index(KEY, workers=0)
-    labelled = label_cases(
-        group_images(index, "study", opened.manifest.rules, drop_collisions=True), opened.manifest, opened, KEY
+def test_case_ids(unit: Unit, ids: list[str]):
+    known = {"series_instance_uid": "9", "study_instance_uid": "7"}
+    rows = [*[{"sop_instance_uid": "1.1", **known}] * 3, {"sop_instance_uid": None}, {"sop_instance_uid": "2"}]
+    rows[3] |= {"series_instance_uid": None, "study_instance_uid": ""}
+    rows[4] |= {"series_instance_uid": "", "study_instance_uid": "7"}
+    grouped = _of_rows(rows, unit)
+    assert grouped.cases["case_id"].tolist() == ids
+    assert grouped.cases.columns.tolist() == CASE_COLUMNS
+    if unit == "study":
+        assert grouped.cases[["series_instance_uid", "sop_instance_uid"]].eq("").all(axis=None)
+
+
+def test_files_of_several_sources_are_told_apart():
+    bare = {"sop_instance_uid": None, "path": "a.png"}
+    assert _of_rows([bare | {"source": "x"}, bare | {"source": "y"}], "image").cases["case_id"].tolist() == [
+        "x/a.png",
+        "y/a.png",
+    ]
+
+
+def test_frames_are_rows_after_their_files_place():
+    rows = [_place(1, frames=2), _place(2, frames=None), _place(0, frames=3)]
+    images = _of_rows(rows).images
+    assert images["path"].tolist() == ["0001", "0000", "0000", "0002", "0002", "0002"]
+    assert images["frame"].tolist() == [0, 0, 1, 0, 1, 2]
+
+
+def test_no_images_are_no_cases():
+    grouped = _of_rows([{"manufacturer": "RadLoop"}])
+    assert grouped.cases.empty
+    assert grouped.images.empty
+    assert len(grouped.exclusions) == 1
+    assert _of_rows([]).exclusions.columns.tolist() == ["source", "path", "rule"]
+
+
+def test_facts_fill_what_is_not_known():
+    rows = [{"modality": value, "patient_sex": None} for value in ("MR", None, "")]
+    images = _of_rows(rows, facts={"modality": "CT", "patient_sex": "F"}).images
+    assert images["modality"].tolist() == ["MR", "CT", "CT"]
+    assert images["patient_sex"].tolist() == ["F"] * 3
+    with pytest.raises(ConfigError, match="facts: frames, modalty: no column of text"):
+        _of_rows(rows, facts={"modalty": "CT", "frames": "2"})
+
+
+def test_images_keep_what_is_used_and_what_is_asked_for():
+    images = _of_rows([{"kvp": 120.0}], keep=["kvp"]).images
+    assert {*IMAGE_COLUMNS, "case_id", "frame", "rule", "kvp"} == set(images.columns)
+
+
+def test_the_columns_that_a_manifest_needs_are_enough(tmp_path: Path):
+    text = (
+        "name: t\nclasses: [a, b]\nsources: [{path: .}]\nlabels: {source: attribute, attribute: PatientSex}\n"
+        "facts: {station_name: X}\nrules: {include: {KVP: {min: 1}, orientation: [''], slices: 1}, series: thinnest}\n"
     )
-    assert dict(zip(labelled.cases["study_instance_uid"], labelled.cases["label"], strict=True)) == {
-        phantom_uid("study", 1): "pos",
-        phantom_uid("study", 2): "neg",
-    }
-    assert "1 of 3 rows of the label sheet match no image that the rules let in" in labelled.warnings
-    text = labelled.cases.to_csv() + labelled.images.to_csv()
-    assert not any(identifier in text for identifier in ("P1", "P2", "A1", "A2"))
-
-
-def test_cases_without_label_and_unknown_values_are_exclusions(export: Path):
-    folder = export.parent
-    (folder / "labels.csv").write_text("key,finding\nA1,maybe\nA2,n\n")
-    opened = open_manifest(_manifest(folder, SHEET.format(join="AccessionNumber")))
-    assert opened.manifest is not None
-    index = opened.index(KEY, workers=0)
-    labelled = label_cases(
-        group_images(index, "study", opened.manifest.rules, drop_collisions=True), opened.manifest, opened, KEY
+    manifest = open_manifest(_manifest(tmp_path, text)).manifest
+    assert manifest is not None
+    needed = columns_needed(manifest)
+    assert {"patient_sex", "station_name", "kvp", "series_number", "image_orientation_patient"} <= set(needed)
+    table = index_table([{"kvp": 120.0}], categorical=True)[needed]
+    grouped = group_images(
+        index_of(table), "study", manifest.rules, drop_collisions=True, facts=manifest.facts, keep=["patient_sex"]
     )
-    assert labelled.cases["label"].tolist() == ["neg"]
-    assert set(labelled.exclusions["rule"]) == {"no label", "exclude image_type: LOCALIZER"}
+    assert len(grouped.images) == 1
 
 
-def test_contradicting_rows_of_a_sheet_are_an_error(export: Path):
-    folder = export.parent
-    (folder / "labels.csv").write_text("key,finding\nA1,y\nA1,n\n")
-    with pytest.raises(ConfigError, match="several different rows") as caught:
-        _labelled(folder, SHEET.format(join="AccessionNumber"), unit="study")
-    assert "A1" not in str(caught.value)
+def test_the_index_is_left_as_it_is():
+    table = index_table([{"modality": None}, {}], categorical=True)
+    before = table.copy(deep=True)
+    images = group_images(index_of(table), "image", ALL, drop_collisions=True, facts={"modality": "MR"}).images
+    images.loc[:, "path"] = "changed"
+    pd.testing.assert_frame_equal(table, before)
 
 
 FOLDERS = """
@@ -177,73 +230,6 @@ sources: [{path: images}]
 labels: {source: folder, values: {NEG: neg, POS: pos}}
 patients: {source: blocks, blocks: {pattern: '(\\d+)\\.png$', size: 3}}
 """
-
-
-def test_labels_from_folders_and_patients_from_blocks(tmp_path: Path):
-    for number in range(1, 8):
-        _png(tmp_path / f"images/POS/{number}.png")
-        _png(tmp_path / f"images/NEG/{number}.png")
-    _png(tmp_path / "images/9.png")
-    opened = open_manifest(_manifest(tmp_path, FOLDERS))
-    assert opened.manifest is not None
-    index = opened.index(KEY, workers=0)
-    labelled = label_cases(group_images(index, "image", ALL, drop_collisions=True), opened.manifest, opened, KEY)
-    assert labelled.cases["label"].value_counts().to_dict() == {"neg": 7, "pos": 7}
-    blocks = (
-        labelled.cases.groupby("patient_key")["path"]
-        .apply(lambda paths: sorted(Path(path).stem for path in paths))
-        .to_dict()
-    )
-    assert blocks["POS#0000"] == ["1", "2", "3"]
-    assert blocks["POS#0002"] == ["7"]
-    assert any("independence is not proven" in warning for warning in labelled.warnings)
-
-
-def test_a_path_without_number_is_named_for_blocks(tmp_path: Path):
-    _png(tmp_path / "images/POS/one.png")
-    with pytest.raises(ConfigError, match="finds no number"):
-        _labelled(tmp_path, FOLDERS)
-
-
-def test_patients_from_a_column_are_hashed(tmp_path: Path):
-    for name in ("a.png", "b.png", "c.png"):
-        _png(tmp_path / "images" / name)
-    (tmp_path / "labels.csv").write_text("file,who,what\na.png,4711,yes\nb.png,4711,yes\nc.png,4712,no\n")
-    text = """
-name: t
-classes: ["no", "yes"]
-sources: [{path: images}]
-sheet: {path: labels.csv, join: file_name, column: file}
-labels: {source: sheet, column: what}
-patients: {source: column, column: who}
-"""
-    labelled = _labelled(tmp_path, text)
-    assert labelled.cases["patient_key"].nunique() == 2
-    assert "4711" not in labelled.cases["patient_key"].str.cat()
-
-
-def test_a_file_name_in_two_folders_needs_the_path(tmp_path: Path):
-    for name in ("x/1.png", "y/1.png"):
-        _png(tmp_path / "images" / name)
-    (tmp_path / "labels.csv").write_text("file,what,\n1.png,yes,\n")
-    text = """
-name: t
-classes: ["no", "yes"]
-sources: [{path: images}]
-sheet: {path: labels.csv, join: file_name, column: file}
-labels: {source: sheet, column: what}
-"""
-    with pytest.raises(ConfigError, match="join by path"):
-        _labelled(tmp_path, text)
-
-
-def test_a_sheet_without_header_line_quotes_nobody(tmp_path: Path):
-    _png(tmp_path / "images/1.png")
-    (tmp_path / "labels.csv").write_text("DOE^JOHN,4711\n")
-    text = "name: t\nclasses: [a, b]\nsources: [{path: images}]\nsheet: {path: labels.csv, join: path, column: file}\n"
-    with pytest.raises(ConfigError, match="no column file, what among its 2") as caught:
-        _labelled(tmp_path, text + "labels: {source: sheet, column: what}\n")
-    assert "DOE" not in str(caught.value)
 
 
 def test_overlapping_sources_are_refused(tmp_path: Path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,14 +19,18 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 
+from pipeline.columns import COLUMNS, FLAG, INTEGER, REAL, REJECT_COLUMNS, REPEATING, TEXT
 from pipeline.dicom.phantom_objects import ct_slice, radiograph, save, structured_report
-from pipeline.entries import walk
+from pipeline.entries import read_batch
 from pipeline.errors import RejectReason, SourceError
 from pipeline.identity import IdentityKey
-from pipeline.index import COLUMNS, REJECT_COLUMNS, Index, index_source, merge, read_index, write_index
+from pipeline.index import Index, index_source, index_sources, read_index
+from pipeline.listing import Entry, walk
 from pipeline.summary import summary_text
 
 KEY = IdentityKey(b"a key for tests only")
+PANDAS = {TEXT: "string", INTEGER: "Int64", REAL: "Float64", FLAG: "boolean"}
+DTYPES = {name: "category" if name in REPEATING else PANDAS[kind] for name, kind in COLUMNS.items()}
 
 
 def indexed(source: Path, **options: object) -> Index:
@@ -87,7 +92,7 @@ def test_columns_and_dtypes_also_of_empty_tables(export: Path, tmp_path: Path) -
     (only_text / "t").write_text("t")
     for index in (indexed(export), indexed(only_text), indexed(export / "picture.png")):
         assert list(index.table.columns) == list(COLUMNS)
-        assert {name: str(dtype) for name, dtype in index.table.dtypes.items()} == COLUMNS
+        assert {name: str(dtype) for name, dtype in index.table.dtypes.items()} == DTYPES
         assert tuple(index.rejects.columns) == REJECT_COLUMNS
 
 
@@ -95,14 +100,17 @@ def test_write_and_read(export: Path, tmp_path: Path) -> None:
     (export / 'od"d,\n\r name.txt').write_text("NA")
     (export / "NA").write_text("NA")
     (export / "ünïcode").write_text("x")
-    index = indexed(export, name="NA")
     out = tmp_path / "out" / "index"
-    write_index(index, out)
-    again = read_index(out)
-    pd.testing.assert_frame_equal(index.table, again.table)
-    pd.testing.assert_frame_equal(index.rejects, again.rejects)
-    assert (again.summary, again.roots) == (index.summary, index.roots)
-    assert sorted(path.name for path in out.iterdir()) == ["index.parquet", "rejects.csv", "summary.json"]
+    index = index_sources([("NA", export)], key=KEY, out=out, workers=0)
+    in_memory = indexed(export, name="NA")
+    pd.testing.assert_frame_equal(index.table, in_memory.table)
+    pd.testing.assert_frame_equal(index.rejects, in_memory.rejects)
+    assert (index.summary, index.roots) == (in_memory.summary, in_memory.roots)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "index.parquet", "rejects.csv", "stacks.csv", "summary.json",
+    ]  # fmt: skip
+    some = read_index(out, ["path", "modality"]).table
+    pd.testing.assert_frame_equal(some, index.table[["path", "modality"]])
     with pytest.raises(SourceError, match="index the source again"):
         read_index(tmp_path)
     (out / "index.parquet").write_bytes(b"PAR1")
@@ -203,19 +211,19 @@ def test_collisions(tmp_path: Path) -> None:
     assert same.exists()
 
 
-def test_merge_finds_collisions_across_sources(tmp_path: Path) -> None:
+def test_collisions_across_sources(tmp_path: Path) -> None:
     save(ct_slice(16, sop_instance_uid="1.2.1"), tmp_path / "one" / "x")
     save(ct_slice(16, sop_instance_uid="1.2.1"), tmp_path / "two" / "y")
     (tmp_path / "two" / "t").write_text("t")
-    one, two = indexed(tmp_path / "one"), indexed(tmp_path / "two")
-    both = merge([one, two], workers=0)
+    places = [(None, tmp_path / "one"), (None, tmp_path / "two")]
+    both = index_sources(places, key=KEY, workers=0)
     assert list(both.table["collision"]) == ["", "duplicate"]
-    assert list(one.table["collision"]) == list(two.table["collision"]) == [""]
+    assert both.table["sha256"].nunique() == 1
+    assert list(indexed(tmp_path / "one").table["collision"]) == [""]
     assert both.summary["found"] == 3
     assert set(both.roots) == {"one", "two"}
-    assert {name: str(dtype) for name, dtype in both.table.dtypes.items()} == COLUMNS
     with pytest.raises(SourceError, match="two sources are called one"):
-        merge([one, one], workers=0)
+        index_sources([places[0], ("one", tmp_path / "two")], key=KEY, workers=0)
 
 
 def write_directory(path: Path, files: list[list[str]]) -> None:
@@ -242,6 +250,7 @@ def test_a_dicomdir(export: Path, workers: int) -> None:
     assert (found["B/IM7"], found["C/SECRET"]) == ("missing", "missing")
     assert "b/IM1" in set(index.table["path"])
     assert index.summary["directories"] == {"export": {"listed": 4, "missing": 2, "unlisted": 4}}
+    assert list(index.table.loc[index.table["listed"], "path"]) == ["b/IM1"]
     assert "4 files listed" in summary_text(index.summary)
     assert index.summary["found"] == len(regular_files(export)) + 2
 
@@ -271,9 +280,8 @@ def test_identity_is_in_no_file(tmp_path: Path) -> None:
     save(structured_report(patient_id="MRN778899", **attributes), export / "sr")
     (export / "cut").write_bytes((export / "im1").read_bytes()[:-10])
     save(ct_slice(16, patient_id="MRN778899", instance_number=2), export / "im2")
-    index = indexed(export)
-    write_index(index, tmp_path / "out")
-    everything = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    index = index_sources([(None, export)], key=KEY, out=tmp_path / "out", workers=0)
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     everything += (index.table.to_csv() + index.rejects.to_csv() + summary_text(index.summary)).encode()
     for word in (b"MRN778899", b"Quixote", b"Alonso", b"ACC4711", b"19470929"):
         assert word.lower() not in everything.lower()
@@ -288,23 +296,20 @@ def test_a_path_with_the_patients_number_is_warned_about(tmp_path: Path) -> None
 
 
 def test_a_file_that_kills_its_reader_is_one_reject(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.index.read_entry", dies_at_cut)
+    monkeypatch.setattr("pipeline.inventory._read_batch", dies_at_cut)
     index = index_source(export, key=KEY, workers=2)
     assert reasons(index)["cut"] == "crashed"
     assert len(index.table) + len(index.rejects) == len(regular_files(export))
 
 
-def dies_at_cut(entry: object, *, root: str, key: IdentityKey) -> dict[str, object]:
-    from pipeline.entries import Entry, read_entry
-
-    assert isinstance(entry, Entry)
-    if entry.path == "cut":
+def dies_at_cut(entries: list[Entry], **options: Any) -> bytes:
+    if any(entry.path == "cut" for entry in entries):
         os.abort()
-    return read_entry(entry, root=root, key=key)
+    return read_batch(entries, **options)
 
 
 def test_the_index_needs_no_torch() -> None:
-    code = "import sys, pipeline.index, pipeline.work, pipeline.dicom.header\n"
+    code = "import sys, pipeline.index, pipeline.work, pipeline.dicom.header, pipeline.entries\n"
     code += "print([name for name in ('torch', 'monai', 'transforms') if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

@@ -16,13 +16,17 @@ ROWS = [
     {"demo", "train", "evaluate", "infer", "audit", "doctor"},
     {"predict", "explain", "deliver", "figures", "report"},
     {
-        *("cases", "rules", "labels", "sheet", "split", "duplicates", "shortcuts"),
+        *("cases", "rules", "labels", "patients", "sheet", "worksheet", "split", "duplicates"),
+        *("shortcuts", "features", "breakdowns"),
         *("dataset", "cache", "model", "fit", "metrics", "roc", "run"),
     },
-    {"manifest", "index", "inventory", "summary", "stacks", "entries"},
+    {
+        *("manifest", "index", "inventory", "known", "tables"),
+        *("summary", "collisions", "stacks", "positions", "listing", "entries"),
+    },
     {"dicom"},
     {"work", "render", "raster", "nifti", "transforms", "progress"},
-    {"config", "identity", "columns", "errors", "files", "archive"},
+    {"config", "identity", "columns", "arrow", "errors", "files", "archive"},
 ]
 """From the top. `__init__` holds the version and may be imported by all."""
 

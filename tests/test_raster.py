@@ -75,6 +75,32 @@ def test_kinds_of_pixels(path: Path, format_name: str, image: Any, expected: Any
     np.testing.assert_allclose(pixels.values, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("color", "samples"), [(0, 1), (2, 3), (3, 1), (4, 2), (6, 4)])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_color_mode_of_a_png_is_pillows(path: Path, bits: int, color: int, samples: int) -> None:
+    if (bits < 8 and color not in (0, 3)) or (bits == 16 and color == 3):
+        pytest.skip("no such PNG")
+    line = bytes(8 * bits * samples // 8)
+    path.write_bytes(png(2, 8, bits, color, [line] * 2, chunk(b"PLTE", bytes(6)) if color == 3 else b""))
+    with Image.open(path) as image:
+        expected = "LA" if (bits, color) == (16, 4) else image.mode  # there Pillow makes RGBA of it
+    header = read_raster_header(path)
+    assert header is not None
+    assert header["color_mode"] == expected
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_color_mode_is_that_of_the_file(path: Path, format_name: str, mode: str) -> None:
+    image = Image.fromarray(GRAY.astype(np.uint16)) if mode == "I;16" else Image.fromarray(COLOR).convert(mode)
+    if (format_name == "JPEG" and mode not in ("L", "RGB", "CMYK")) or (format_name == "PNG" and mode == "CMYK"):
+        pytest.skip("not stored in this format")
+    saved(path, image, format_name)
+    header = read_raster_header(path)
+    assert header is not None
+    assert header["color_mode"] == mode
+
+
 @pytest.mark.parametrize(("bits", "line"), [(1, b"\xb2"), (2, b"\x1b\xe4"), (4, b"\x01\x23\x4f\xf0")])
 def test_few_bits_go_over_their_own_range(path: Path, bits: int, line: bytes) -> None:
     path.write_bytes(png(2, 8, bits, 0, [line] * 2))
@@ -133,6 +159,24 @@ def test_pages_of_a_tiff(path: Path) -> None:
         np.testing.assert_allclose(read_raster(path, number).values, (GRAY // (1 + number)) / 255, atol=1e-6)
     with pytest.raises(ValueError, match="frames 0 to 2"):
         read_raster(path, 3)
+
+
+@pytest.mark.parametrize("other", [GRAY[:12], COLOR], ids=["size", "kind"])
+def test_pages_of_a_tiff_are_alike_or_refused(path: Path, other: Any) -> None:
+    saved(path, GRAY, "TIFF", save_all=True, append_images=[Image.fromarray(other)])
+    with pytest.raises(Rejected) as caught:
+        read_raster_header(path)
+    assert caught.value.reason is RejectReason.UNSUPPORTED_PIXELS
+
+
+def test_whatever_pillow_raises_is_a_reason(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(path, GRAY, "JPEG")
+    for error in (AssertionError, ZeroDivisionError, NotImplementedError, RecursionError):
+        monkeypatch.setattr(Image.Image, "getexif", lambda _, raised=error: (_ for _ in ()).throw(raised("Doe^Jane")))
+        with pytest.raises(Rejected) as caught:
+            read_raster_header(path)
+        assert caught.value.reason is RejectReason.MALFORMED
+        assert "Doe" not in str(caught.value)
 
 
 def test_float_tiff_has_no_range(path: Path) -> None:

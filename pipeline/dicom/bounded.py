@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydicom import config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_preamble
 
@@ -25,12 +27,18 @@ from pipeline.files import open_regular
 
 HEADER_BYTES = 64 * 2**20
 """Most that is read of one header. The functional groups of 20,000 frames take about half of it."""
+HEADER_READS = 2**22
+"""Most that pydicom reads one after another of a header, one or two an element: half a minute. 20,000 frames take half."""
+VALUE_BYTES = 2**16
+"""Longest value that is taken apart: what a length of 16 bits can say. pydicom makes an object of each of its numbers."""
 INFLATED_BYTES = 2**30
 """Most that a deflated data set (PS3.5 A.5) may grow to; image and header inflate together, and are held in memory."""
 INFLATION_RATIO = 1000
 """Most bytes a deflated byte may become; deflate's own limit is 1032, which only a bomb reaches."""
 INFLATION_FREE_BYTES = 2**20
 """Up to here the ratio does not count: a small blank image inflates nearly as well as a bomb."""
+
+_IN_ONE_PIECE = ("SQ", "OB", "OV", "OW", "US or OW")  # VRs whose values stay bytes, or have a length for each part
 
 
 class Window:
@@ -42,6 +50,7 @@ class Window:
         self.refusal: Rejected | None = None
         self._file = file
         self._budget = HEADER_BYTES
+        self._reads = HEADER_READS
         self.seek = file.seek
         self.tell = file.tell
 
@@ -56,6 +65,10 @@ class Window:
             self.ended_early = True
         wanted = left if count < 0 else min(count, left)
         self._budget -= max(0, wanted)
+        self._reads -= 1
+        if self._reads < 0:
+            self.refusal = Rejected(RejectReason.TOO_LARGE, f"its header has more than {HEADER_READS // 2} elements")
+            raise self.refusal
         if self._budget < 0:
             self.refusal = Rejected(RejectReason.TOO_LARGE, f"its header is longer than {HEADER_BYTES >> 20} MiB")
             raise self.refusal
@@ -71,7 +84,9 @@ class Window:
 def open_window(path: Path) -> Iterator[Window]:
     """The window on a regular file. Raises Rejected as `open_regular` does."""
     with open_regular(path) as file:
-        yield Window(file, os.fstat(file.fileno()).st_size)
+        size = file.seek(0, os.SEEK_END)  # a member of an archive has no descriptor to ask
+        file.seek(0)
+        yield Window(file, size)
 
 
 @contextmanager
@@ -132,3 +147,16 @@ def inflated(window: Window) -> Window:
     if not inflate.eof:
         raise Rejected(RejectReason.TRUNCATED, "its deflated data set lacks its end")
     return Window(BytesIO(data), len(data))
+
+
+def value_of(dataset: Dataset, keyword: str) -> Any:
+    """An attribute's value, None where it is absent. Raises Rejected (MALFORMED) where it is a list that takes gigabytes.
+
+    Any VR may be written in any element's place, and most of them turn each number or word of 64 MiB into an object.
+    """
+    element = dataset.get_item(keyword) if keyword in dataset else None
+    if isinstance(element, RawDataElement) and element.value is not None and len(element.value) > VALUE_BYTES:
+        written = element.VR if element.VR not in (None, "UN") else dictionary_VR(tag_for_keyword(keyword) or 0)
+        if written not in _IN_ONE_PIECE:
+            raise Rejected(RejectReason.MALFORMED, f"{keyword} is {len(element.value)} bytes long")
+    return dataset.get(keyword)

@@ -21,7 +21,9 @@ RLE_MAX_SEGMENTS = 15
 
 _SOI, _EOI, _SOS, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
 _SOF_DCT = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})  # Huffman and arithmetic, sequential and progressive
-_SOF_LOSSLESS = frozenset({0xC3, 0xCB})
+_SOF_HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
+_SOF_LOSSLESS_HUFFMAN = 0xC3
+_SOF_LOSSLESS = frozenset({_SOF_LOSSLESS_HUFFMAN, 0xCB})
 _SOF_HIERARCHICAL = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
 _SOF_JPEG_LS = 0xF7
 _STANDALONE = frozenset({0x01, _SOI, *range(0xD0, 0xD8)})  # markers without a length: TEM, SOI, RSTn
@@ -130,8 +132,28 @@ def _read_jpeg(frame: bytes) -> Codestream:
                 RejectReason.UNSUPPORTED_PIXELS, f"hierarchical JPEG (SOF marker FF {marker:02X}) is not decoded"
             )
         elif marker in _SOF_DCT or marker in _SOF_LOSSLESS or marker == _SOF_JPEG_LS:
-            return _read_frame_header(marker, body, color)
+            header = _read_frame_header(marker, body, color)
+            _check_length(frame, marker, header)
+            return header
     raise Rejected(RejectReason.TRUNCATED, f"the compressed frame of {len(frame)} bytes has no JPEG frame header")
+
+
+def _check_length(frame: bytes, marker: int, header: Codestream) -> None:
+    """A Huffman code has a bit at least: one for each block of 8 × 8 samples, or of a lossless stream for each sample.
+
+    So that a small frame cannot claim a huge picture: decoders fill in what is missing, without a word.
+    """
+    if marker == _SOF_LOSSLESS_HUFFMAN:
+        codes = header.rows * header.columns * header.components
+    elif marker in _SOF_HUFFMAN:
+        codes = -(-header.rows // 8) * -(-header.columns // 8)
+    else:
+        return
+    if codes > 8 * len(frame):
+        raise Rejected(
+            RejectReason.TRUNCATED,
+            f"a {header.codec} frame of {len(frame)} bytes cannot hold {header.rows} × {header.columns} pixels",
+        )
 
 
 def _read_frame_header(marker: int, body: bytes, color: Color | None) -> Codestream:

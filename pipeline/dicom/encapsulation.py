@@ -28,9 +28,9 @@ _FRAME_STARTS = (
 
 
 def locate_frames(
-    window: Window, element: PixelElement, frames: int, extended_offsets: bytes | None
+    window: Window, element: PixelElement, frames: int, extended_offsets: object
 ) -> tuple[tuple[Range, ...], ...]:
-    """One tuple of ranges a frame. `extended_offsets`: the value of (7FE0,0001), or None.
+    """One tuple of ranges a frame. `extended_offsets`: the value of (7FE0,0001); what is not bytes is no table.
 
     Raises Rejected: TRUNCATED, MALFORMED, SIZE_MISMATCH.
     """
@@ -90,9 +90,9 @@ def _starts_codestream(window: Window, offset: int) -> bool:
     return window.pixels(offset, 8).startswith(_FRAME_STARTS)
 
 
-def _offsets(window: Window, table: Range, extended: bytes | None) -> Sequence[int]:
+def _offsets(window: Window, table: Range, extended: object) -> Sequence[int]:
     """Offset of each frame's first item from the first item; the extended table goes before the basic one."""
-    if extended:
+    if isinstance(extended, bytes) and extended:
         return struct.unpack(f"<{len(extended) // 8}Q", extended[: len(extended) // 8 * 8])
     data = read_range(window, table)
     return struct.unpack(f"<{len(data) // 4}L", data[: len(data) // 4 * 4])

@@ -22,7 +22,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag, Tag
 
-from pipeline.dicom.bounded import Window, inflated, open_window, parsing, read_meta
+from pipeline.dicom.bounded import Window, inflated, open_window, parsing, read_meta, value_of
 from pipeline.dicom.codecs import FrameFormat, Samples, check_budget, decode_frame, is_encapsulated
 from pipeline.dicom.codestream import Codec, Codestream, Color
 from pipeline.dicom.encapsulation import Range, locate_frames, read_range
@@ -179,7 +179,7 @@ def _parse(window: Window) -> tuple[Dataset, Window, PixelElement, str]:
             window.seek(0)
             dataset = read_partial(window, at_pixels, force=True, specific_tags=_TAGS)  # type: ignore[arg-type]
         for keyword in READ_KEYWORDS:  # values are converted when first asked for, and may fail, or warn, then
-            dataset.get(keyword)
+            value_of(dataset, keyword)
         directory = dataset.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage
         transfer_syntax_uid = _transfer_syntax(dataset)
     if directory:
@@ -205,7 +205,7 @@ def _transfer_syntax(dataset: Dataset) -> str:
 def _bits(dataset: Dataset, shape: PixelShape) -> tuple[int, int]:
     """(BitsStored, HighBit), the usual ones where absent or impossible. Raises Rejected (UNSUPPORTED_PIXELS)."""
     bits = shape.bits_allocated
-    if bits not in SUPPORTED_BITS or shape.samples_per_pixel not in (1, 3):
+    if bits not in SUPPORTED_BITS or shape.samples_per_pixel not in ((1,) if bits == 1 else (1, 3)):
         raise Rejected(RejectReason.UNSUPPORTED_PIXELS, f"{shape.samples_per_pixel} samples of {bits} bit a pixel")
     stored = _integer(dataset, "BitsStored", bits) or bits
     if not 1 <= stored <= bits:
@@ -222,6 +222,8 @@ def _frame_bits(image: ImageFile) -> int:
 
 def _read_native(image: ImageFile, frame: int) -> Samples | NDArray[np.floating[Any]]:
     shape = image.shape
+    if shape.photometric_interpretation == "YBR_FULL_422" and (shape.columns % 2 or shape.bits_allocated == 1):
+        raise Rejected(RejectReason.UNSUPPORTED_PIXELS, "YBR_FULL_422 shares its colour between two pixels of a row")
     bits = _frame_bits(image)
     data = _read_bytes(image, bits * frame // 8, -(-bits * (frame + 1) // 8))
     if shape.bits_allocated == 1:
@@ -271,6 +273,9 @@ def _conform(values: Samples, stream: Codestream, image: ImageFile) -> Samples:
     """
     width = values.dtype.itemsize * 8
     if stream.precision > image.bits_stored and _is_lossless(stream, image):
+        if image.high_bit >= width:
+            detail = f"HighBit {image.high_bit} of a codestream of {stream.precision} bits"
+            raise Rejected(RejectReason.UNSUPPORTED_PIXELS, detail)
         return _used_bits(values, image)
     if stream.signed != image.signed:
         unused = width - stream.precision
@@ -295,6 +300,9 @@ def _integer(dataset: Dataset, keyword: str, default: int | None = None) -> int 
     if value is None or value == "":
         return default
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise Rejected(RejectReason.MALFORMED, f"{keyword} is not one whole number") from None
+        number = int(value)
+        if isinstance(value, (str, int)) or number == value:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise Rejected(RejectReason.MALFORMED, f"{keyword} is not one whole number")

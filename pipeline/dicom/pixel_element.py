@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipeline.dicom.bounded import Window
 from pipeline.errors import Rejected, RejectReason
+
+if TYPE_CHECKING:
+    from pipeline.dicom.bounded import Window
 
 FLOAT_PIXELS = 0x7FE00008
 DOUBLE_PIXELS = 0x7FE00009
@@ -25,6 +28,8 @@ PADDING_BYTES = 4096
 """Native pixel data may be longer than promised by up to a disk block of zeros (and less than a frame): some pad so.
 More, or other bytes, mean that rows, columns or frames lie."""
 NATIVE_BITS = (1, 8, 16, 32, 64)
+FRAGMENTS = 2**20
+"""Most items of encapsulated pixel data: three seconds to count. The largest slide images have a fifth of that in frames."""
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 ITEM = 0xFFFEE000
@@ -123,6 +128,8 @@ def count_fragments(window: Window, element: PixelElement) -> int:
             raise Rejected(RejectReason.MALFORMED, f"{where} where the compressed pixel data say there is one")
         position += 8 + length
         items += 1
+        if items > FRAGMENTS:
+            raise Rejected(RejectReason.TOO_LARGE, f"its pixel data have more than {FRAGMENTS} fragments")
         if position > window.size:
             raise Rejected(RejectReason.TRUNCATED, f"the file ends within fragment {max(1, items - 1)}")
     return max(0, items - 1)

@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, uid
-from pydicom.pixels import apply_color_lut
 
-from pipeline.dicom.bounded import parsing
+from pipeline.dicom.bounded import parsing, value_of
 from pipeline.dicom.codestream import Color
 from pipeline.dicom.frames import ImageFile, StoredFrame, open_image, read_stored
-from pipeline.dicom.lookup import read_table
+from pipeline.dicom.lookup import read_palette, read_table
 from pipeline.dicom.pixel_element import DOUBLE_PIXELS, FLOAT_PIXELS
 from pipeline.errors import Rejected, RejectReason
 from pipeline.raster import luma
@@ -109,7 +108,7 @@ def _modality_values(stored: NDArray[Any], image: ImageFile, frame: int) -> tupl
     tables = source.get("ModalityLUTSequence")
     if tables and not image.is_float:
         table = read_table(tables[0], signed_input=image.signed, little_endian=image.little_endian)
-        in_hu = str(tables[0].get("ModalityLUTType") or "").strip().upper() == "HU"
+        in_hu = str(value_of(tables[0], "ModalityLUTType") or "").strip().upper() == "HU"
         return table(stored), PixelUnit.HU if in_hu and not _is_localizer(image) else PixelUnit.MODALITY, False
     slope, intercept = _number(source, "RescaleSlope"), _number(source, "RescaleIntercept")
     rescaled = slope is not None or intercept is not None
@@ -123,7 +122,7 @@ def _modality_values(stored: NDArray[Any], image: ImageFile, frame: int) -> tupl
 
 def _unit(source: Dataset, image: ImageFile, rescaled: bool) -> PixelUnit:
     """HU or MODALITY, by the rule of the module's docstring."""
-    rescale_type = str(source.get("RescaleType") or "").strip().upper()
+    rescale_type = str(value_of(source, "RescaleType") or "").strip().upper()
     if _is_localizer(image) or not rescaled:
         return PixelUnit.MODALITY
     if rescale_type == "HU":
@@ -150,7 +149,7 @@ def _vois(image: ImageFile, frame: int, negative: bool) -> tuple[Voi, ...]:
     for item in source.get("VOILUTSequence") or ():
         table = read_table(item, signed_input=negative, little_endian=image.little_endian)
         found.append(Voi(VoiFunction.LUT, first=float(table.first), lut=table.fractions()))
-    name = str(source.get("VOILUTFunction") or "LINEAR").strip().upper()
+    name = str(value_of(source, "VOILUTFunction") or "LINEAR").strip().upper()
     function = VoiFunction(name) if name in ("LINEAR_EXACT", "SIGMOID") else VoiFunction.LINEAR
     least_width = 1.0 if function is VoiFunction.LINEAR else 0.0  # C.11.2.1.2: LINEAR from 1 up, the others above 0
     for center, width in zip(_numbers(source, "WindowCenter"), _numbers(source, "WindowWidth"), strict=False):
@@ -182,8 +181,9 @@ def _luma(stored: StoredFrame, image: ImageFile) -> FloatImage:
         raise Rejected(RejectReason.UNSUPPORTED_PIXELS, "colour pixels that are signed or floating point")
     photometric, values = image.shape.photometric_interpretation, stored.values
     if photometric == _PALETTE:
-        table = np.asarray(apply_color_lut(values, image.dataset))
-        return luma(table, float(np.iinfo(table.dtype).max))
+        tables = read_palette(image.dataset, little_endian=image.little_endian)
+        white = float(max((1 << tables[0].bits) - 1, *(int(table.entries.max()) for table in tables)))
+        return luma(np.stack([table(values.astype(np.int64)) for table in tables], axis=-1), white)
     white = float((1 << image.bits_stored) - 1)
     if stored.color is Color.RGB or (stored.color is None and photometric in _RGB):
         return luma(values, white)
@@ -229,7 +229,7 @@ def _number(source: Dataset, keyword: str) -> float | None:
 
 def _numbers(source: Dataset, keyword: str) -> tuple[float, ...]:
     """The finite numbers of an attribute; empty where it is absent, or not a number in one of its values."""
-    value = source.get(keyword)
+    value = value_of(source, keyword)
     if value is None:
         return ()
     try:

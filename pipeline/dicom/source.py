@@ -29,6 +29,7 @@ from pydicom.valuerep import PersonName
 
 from pipeline.dicom import conformance
 from pipeline.errors import Rejected, RejectReason
+from pipeline.files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +115,11 @@ def read_source(path: Path) -> Dataset:
     To be called for indexed files only: nothing here bounds the memory that a malicious file takes.
     """
     try:
-        with warnings.catch_warnings(), disable_value_validation():
+        with open_regular(path) as file, warnings.catch_warnings(), disable_value_validation():
             warnings.simplefilter("ignore")
-            return as_source(dcmread(path, stop_before_pixels=True, force=True))
-    except OSError as error:
-        raise Rejected(RejectReason.UNREADABLE, error.strerror or "input/output error") from error
+            dataset = dcmread(file, stop_before_pixels=True, force=True)
+            dataset.filename, dataset.buffer = str(path), None  # else a whole member of an archive is copied with it
+            return as_source(dataset)
     except (*UNREADABLE, InvalidDicomError, EOFError, RecursionError, zlib.error) as error:
         raise Rejected(RejectReason.MALFORMED, f"the header cannot be parsed ({type(error).__name__})") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 
-from pipeline.dicom import codecs
+from pipeline.dicom import codecs, pixel_element
 from pipeline.dicom.codecs import FrameFormat, decode_frame, decoders
 from pipeline.dicom.codestream import read_codestream
 from pipeline.dicom.frames import open_image, read_stored
@@ -220,6 +221,50 @@ def test_frames_by_each_kind_of_offset_table(tmp_path: Path) -> None:
             np.testing.assert_array_equal(stored(path, number), image, err_msg=name)
     with pytest.raises(ValueError, match="frames 0 to 2"):
         stored(path, 3)
+
+
+@pytest.mark.parametrize("vr", ["UL", "LO", "DS", "FD"])
+def test_an_offset_table_of_another_vr_is_none(tmp_path: Path, vr: str) -> None:
+    stream = imagecodecs.jpegls_encode(picture())
+    path = write(tmp_path / "a.dcm", [[stream[:100], stream[100:]]] * 2, uid.JPEGLSLossless)
+    data = path.read_bytes()
+    start = data.index(b"\xe0\x7f\x10\0")
+    table = b"\xe0\x7f\x01\0" + vr.encode() + b"\x10\0" + b"12345678" * 2
+    path.write_bytes(data[:start] + table + data[start:])
+    np.testing.assert_array_equal(stored(path, 1), picture())
+
+
+def test_items_without_end_are_not_counted_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.dcm", [[imagecodecs.jpegls_encode(picture())]], uid.JPEGLSLossless)
+    data = path.read_bytes()
+    path.write_bytes(data[:-8] + item(b"") * 500 + data[-8:])
+    np.testing.assert_array_equal(stored(path), picture())
+    monkeypatch.setattr(pixel_element, "FRAGMENTS", 400)
+    with pytest.raises(Rejected) as caught:
+        stored(path)
+    assert caught.value.reason is RejectReason.TOO_LARGE
+
+
+def test_a_high_bit_above_the_codestreams_samples(tmp_path: Path) -> None:
+    stream = imagecodecs.ljpeg_encode(picture(), bitspersample=16)
+    attributes = {"BitsAllocated": 32, "BitsStored": 12, "HighBit": 31}
+    with pytest.raises(Rejected) as caught:
+        stored(write(tmp_path / "a.dcm", [[stream]], uid.JPEGLosslessSV1, **attributes))
+    assert caught.value.reason is RejectReason.UNSUPPORTED_PIXELS
+
+
+@pytest.mark.parametrize(("syntax", "start"), [(uid.JPEGBaseline8Bit, b"\xff\xc0"), (uid.JPEGLosslessSV1, b"\xff\xc3")])
+def test_a_jpeg_too_small_for_its_picture(syntax: str, start: bytes) -> None:
+    """The codestream's header and the file's tell the same lie: the decoder would fill 64 MB in without a word."""
+    image = (picture() // 12).astype(np.uint8)
+    stream = bytearray((LOSSLESS | LOSSY)[syntax](image))
+    place = stream.index(start) + 5
+    stream[place : place + 4] = struct.pack(">HH", 8000, 8000)
+    with pytest.raises(Rejected) as caught:
+        decode_frame(bytes(stream), syntax, FrameFormat(8000, 8000, 1, 16))
+    assert caught.value.reason is RejectReason.TRUNCATED
+    blank = (LOSSLESS | LOSSY)[syntax](np.zeros((512, 512), np.uint8))
+    assert decode_frame(blank, syntax, FrameFormat(512, 512, 1, 16)).samples.shape == (512, 512)
 
 
 @pytest.mark.parametrize("promised", [1, 2, 4])

@@ -19,7 +19,8 @@ from pydicom.sequence import Sequence
 from pipeline.columns import ATTRIBUTES, HEADER_COLUMNS, snake_case
 from pipeline.dicom import bounded
 from pipeline.dicom.directory import listed_files
-from pipeline.dicom.header import ENCAPSULATED_SYNTAXES, NATIVE_SYNTAXES, is_dicom, read_header, uid_name
+from pipeline.dicom.header import is_dicom, read_header, read_header_by_pydicom, uid_name
+from pipeline.dicom.header_values import ENCAPSULATED_SYNTAXES, NATIVE_SYNTAXES
 from pipeline.dicom.phantom_objects import ct_slice, radiograph, save, structured_report
 from pipeline.errors import Rejected, RejectReason
 from pipeline.identity import IdentityKey
@@ -286,7 +287,9 @@ def test_sequences_3000_deep(tmp_path: Path) -> None:
 
 def test_a_header_beyond_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "HEADER_BYTES", 1000)
-    assert reason_for(save(ct_slice(16), tmp_path / "x")).reason == RejectReason.TOO_LARGE
+    with pytest.raises(Rejected) as caught:
+        read_header_by_pydicom(save(ct_slice(16), tmp_path / "x"), KEY)
+    assert caught.value.reason == RejectReason.TOO_LARGE
 
 
 def test_bad_values_are_none(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom import dcmread, uid
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels import apply_color_lut
 from pydicom.sequence import Sequence
 
+from pipeline.dicom import bounded
 from pipeline.dicom.pixels import frame_count, read_frames, read_pixels
 from pipeline.errors import Rejected, RejectReason
 from transforms.intensity import WINDOWS, PixelUnit, VoiFunction, to_unit_range
@@ -364,6 +368,107 @@ def test_headers_that_cannot_be_right(path: Path, attributes: dict[str, Any], re
     with pytest.raises(Rejected) as caught:
         read_pixels(write(path, HU_RAMP + 1, **attributes))
     assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("photometric", "bits", "columns", "stored"),
+    [("YBR_FULL_422", 8, 3, 30), ("YBR_FULL_422", 1, 32, 40), ("RGB", 1, 32, 60)],
+)
+def test_colour_that_cannot_lie_in_such_pixels(
+    path: Path, photometric: str, bits: int, columns: int, stored: int
+) -> None:
+    """The sizes add up, and still no array of that shape can be made of the bytes."""
+    attributes = {"Rows": 5, "Columns": columns, "BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1}
+    values = np.zeros((1, stored, 3), np.uint8)
+    write(path, values, SamplesPerPixel=3, PhotometricInterpretation=photometric, **attributes, PixelData=bytes(stored))
+    cut = dcmread(path)
+    cut.PixelData = bytes(stored)
+    cut.save_as(path)
+    with pytest.raises(Rejected) as caught:
+        read_pixels(path)
+    assert caught.value.reason is RejectReason.UNSUPPORTED_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("vr", "value"),
+    [(b"DS", b"1e400 "), (b"DS", b"8.7 "), (b"FD", struct.pack("<d", np.inf)), (b"FL", struct.pack("<f", np.nan))],
+)
+def test_rows_that_are_no_whole_number(path: Path, vr: bytes, value: bytes) -> None:
+    data = write(path, HU_RAMP).read_bytes()
+    rows = b"\x28\0\x10\0"
+    path.write_bytes(data.replace(rows + b"US\2\0\x08\0", rows + vr + struct.pack("<H", len(value)) + value))
+    with pytest.raises(Rejected) as caught:
+        read_pixels(path)
+    assert caught.value.reason is RejectReason.MALFORMED
+
+
+@pytest.mark.parametrize("keyword", ["WindowCenter", "RescaleType", "ImageType"])
+def test_a_value_of_millions_of_parts_is_not_taken_apart(path: Path, keyword: str) -> None:
+    """Of implicit VR, where lengths have 32 bits: 64 MiB of numbers took minutes and 12 GB."""
+    data = write(path, HU_RAMP, uid.ImplicitVRLittleEndian, **{keyword: "1"}).read_bytes()
+    tag = int(tag_for_keyword(keyword) or 0)
+    short = struct.pack("<HHI", tag >> 16, tag & 0xFFFF, 2) + b"1 "
+    assert data.count(short) == 1
+    path.write_bytes(data.replace(short, struct.pack("<HHI", tag >> 16, tag & 0xFFFF, 100_000) + b"1\\" * 50_000))
+    with pytest.raises(Rejected) as caught:
+        read_pixels(path)
+    assert (caught.value.reason, caught.value.detail) == (RejectReason.MALFORMED, f"{keyword} is 100000 bytes long")
+
+
+def segmented(path: Path, segments: list[int]) -> Path:
+    palette: dict[str, Any] = {}
+    for color in ("Red", "Green", "Blue"):
+        palette[f"{color}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        palette[f"Segmented{color}PaletteColorLookupTableData"] = np.array(segments, "<u2").tobytes()
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    return write(path, values, PhotometricInterpretation="PALETTE COLOR", **palette)
+
+
+def test_segmented_palette_is_pydicoms(path: Path) -> None:
+    segmented(path, [0, 3, 5, 9, 7, 1, 100, 60000, 1, 50, 60000, 0, 3, 1, 2, 3, 1, 100, 0])
+    expected = apply_color_lut(np.arange(256, dtype=np.uint8).reshape(16, 16), dcmread(path))[..., 0] / 65535
+    np.testing.assert_allclose(read_pixels(path).values, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("segments", "reason"),
+    [
+        (
+            [0, 1, 5, 1, 100, 9] + [word for number in range(60) for word in (2, 2 + number, 0, 0)],
+            "unsupported_pixels",
+        ),
+        ([1, 10, 7], "malformed"),
+        ([0, 1, 5, 1, 0, 7], "malformed"),
+        ([0, 3, 1, 2, 3], "malformed"),
+        ([9, 9, 9, 9], "malformed"),
+        ([], "malformed"),
+    ],
+    ids=["each doubles all before it", "no start of a line", "a line of no length", "short", "no such segment", "none"],
+)
+def test_segmented_palettes_that_cannot_be_expanded(path: Path, segments: list[int], reason: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        read_pixels(segmented(path, segments))
+    assert caught.value.reason == reason
+
+
+def test_8_bit_palette_in_words_is_over_its_own_range(path: Path) -> None:
+    palette: dict[str, Any] = {}
+    for color in ("Red", "Green", "Blue"):
+        palette[f"{color}PaletteColorLookupTableDescriptor"] = [3, 0, 8]
+        palette[f"{color}PaletteColorLookupTableData"] = np.array([0, 51, 255], "<u2").tobytes()
+    pixels = read_pixels(
+        write(path, np.array([[0, 1, 2, 9]], np.uint8), PhotometricInterpretation="PALETTE COLOR", **palette)
+    )
+    np.testing.assert_allclose(pixels.values, [[0, 0.2, 1, 1]], atol=1e-6)
+
+
+def test_a_header_of_too_many_elements(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, HU_RAMP)
+    read_pixels(path)
+    monkeypatch.setattr(bounded, "HEADER_READS", 20)
+    with pytest.raises(Rejected) as caught:
+        read_pixels(path)
+    assert caught.value.reason is RejectReason.TOO_LARGE
 
 
 def test_what_is_no_readable_file(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_lossless_sources_claim_nothing() -> None:
 def test_a_file_that_is_gone_or_broken_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(Rejected) as gone:
         read_source(tmp_path / "none")
-    assert gone.value.reason is RejectReason.UNREADABLE
+    assert gone.value.reason is RejectReason.CHANGED
     path = save(ct_slice(16), tmp_path / "a")
     explicit, deflated = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"
     content = path.read_bytes().replace(b"UI\x14\0" + explicit, b"UI\x16\0" + deflated, 1)

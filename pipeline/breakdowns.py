@@ -1,0 +1,168 @@
+"""A dataset in numbers: how files became cases, and the classes by split, sex, age, device, place and time; what headers leave out.
+
+In: `facts` (pipeline.features, `case_facts`), one row a case, with its `split` ('' for none). Out: plain values for `audit.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from pipeline.cases import Cases
+from pipeline.columns import text
+from pipeline.features import ages, case_features, printable, sexes, words, years
+from pipeline.index import Index
+from pipeline.labels import CASE_RULES
+from pipeline.split import SPLITS
+
+OLDEST = 90
+"""Ages from here on are one group: so old a patient may be known by the age alone."""
+BREAKDOWNS = {
+    "split": "Split",
+    "sex": "Sex",
+    "age": "Age in years",
+    "manufacturer": "Manufacturer",
+    "manufacturer_model_name": "Scanner model",
+    "institution_name": "Institution",
+    "station_name": "Station",
+    "source": "Source",
+    "year": "Year of study",
+    "modality": "Modality",
+    "body_part_examined": "Body part",
+    "view_position": "View",
+    "format": "File format",
+    "color_mode": "Colour mode",
+}
+"""Attributes by which the classes are counted, with their titles."""
+IN_ORDER = ("split", "age", "year")
+"""Those that have an order of their own; others are shown by frequency."""
+
+
+def flow(index: Index, cases: Cases) -> dict[str, Any]:
+    """Files on their way to cases. found = rejected + indexed; indexed = excluded + unlabelled + files."""
+    out = cases.exclusions.drop_duplicates(["source", "path"])
+    rule = text(out["rule"])
+    labelling = rule.isin(CASE_RULES)
+    return {
+        "found": int(index.summary["found"]),
+        "rejected": int(index.summary["rejected"]),
+        "rejected_by_reason": dict(index.summary["rejected_by_reason"]),
+        "indexed": int(index.summary["indexed"]),
+        "excluded": int((~labelling).sum()),
+        "excluded_by_rule": _counts(rule[~labelling]),
+        "unlabelled": int(labelling.sum()),
+        "unlabelled_by_rule": _counts(rule[labelling]),
+        "files": len(cases.images.drop_duplicates(["source", "path"])),
+        "images": len(cases.images),
+        "cases": len(cases.cases),
+    }
+
+
+def _counts(values: pd.Series) -> dict[str, int]:
+    """Most frequent first."""
+    counts = values.value_counts()
+    return {printable(value): int(counts[value]) for value in sorted(counts.index, key=lambda one: (-counts[one], one))}
+
+
+def patient_counts(facts: pd.DataFrame) -> dict[str, Any]:
+    """Patients, their cases, and how many of them have cases of several classes."""
+    each = facts.groupby("patient_key", observed=True)
+    cases = each.size()
+    return {
+        "count": len(cases),
+        "cases_each_median": float(cases.median()),
+        "cases_each_max": int(cases.max()),
+        "with_several_classes": int((each["label"].nunique() > 1).sum()),
+    }
+
+
+def class_counts(facts: pd.DataFrame, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Patients, cases, files and images of each class."""
+    rows = []
+    for name in classes:
+        ours = facts[facts["label"] == name]
+        counts = {"cases": len(ours), "files": int(ours["files"].sum()), "images": int(ours["images"].sum())}
+        rows.append({"name": name, "patients": int(ours["patient_key"].nunique()), **counts})
+    return rows
+
+
+def split_counts(facts: pd.DataFrame, classes: Sequence[str]) -> list[dict[str, Any]] | None:
+    """Cases and patients of each split, and of each class in it; None where there is no split."""
+    rows = []
+    for name in [*SPLITS, ""]:
+        ours = facts[facts["split"] == name]
+        of_class = {
+            label: {"cases": int((ours["label"] == label).sum()), "patients": _who(ours[ours["label"] == label])}
+            for label in classes
+        }
+        rows.append({"name": name, "cases": len(ours), "patients": _who(ours), "classes": of_class})
+    return None if rows[-1]["cases"] == len(facts) else [row for row in rows if row["name"] or row["cases"]]
+
+
+def _who(facts: pd.DataFrame) -> int:
+    return int(facts["patient_key"].nunique())
+
+
+def breakdowns(facts: pd.DataFrame, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Cases of each class by each attribute of `BREAKDOWNS` that any case has; '' stands for unknown."""
+    tables = []
+    for name, title in BREAKDOWNS.items():
+        values = _attribute(facts, name)
+        if (values == "").all():
+            continue
+        counts = pd.crosstab(values, facts["label"]).reindex(columns=list(classes), fill_value=0)
+        pairs = pd.DataFrame({"value": values, "patient": facts["patient_key"]}).drop_duplicates()
+        patients = pairs.groupby("value").size()
+        rows: list[dict[str, Any]] = [
+            {
+                "value": str(value),
+                "cases": int(row.sum()),
+                "patients": int(patients[value]),
+                "classes": {label: int(count) for label, count in zip(classes, row, strict=True)},
+            }
+            for value, row in zip(counts.index, counts.to_numpy(), strict=True)
+        ]
+        tables.append({"name": name, "title": title, "values": sorted(rows, key=partial(_order, name))})
+    return tables
+
+
+def _attribute(facts: pd.DataFrame, name: str) -> pd.Series:
+    if name == "sex":
+        return sexes(facts)
+    if name == "age":
+        return ages(facts).map(_decade, na_action="ignore").astype("str").fillna("")
+    if name == "year":
+        return years(facts).map("{:.0f}".format, na_action="ignore").astype("str").fillna("")
+    return words(facts, name)
+
+
+def _decade(age: float) -> str:
+    if age >= OLDEST:
+        return f"{OLDEST}+"
+    start = int(age // 10) * 10
+    return f"{start}-{start + 9}"
+
+
+def _order(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Unknown last; splits, ages and years in their order, all else by frequency."""
+    value = row["value"]
+    if name == "split":
+        return (value == "", SPLITS.index(value) if value in SPLITS else 0)
+    if name in IN_ORDER:
+        return (value == "", int(value.rstrip("+").split("-")[0]) if value else 0)
+    return (value == "", -row["cases"], value)
+
+
+def missing_values(facts: pd.DataFrame, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each attribute that the audit looks at, cases without it, in all and of each class."""
+    features = case_features(facts)
+    rows = []
+    for name in features.columns:
+        missing = features[name].isna() | (features[name] == "")
+        of_class = facts["label"][missing].value_counts()
+        counts = {label: int(of_class.get(label, 0)) for label in classes}
+        rows.append({"column": name, "missing": int(missing.sum()), "classes": counts})
+    return rows
