@@ -211,9 +211,8 @@ def _file_warnings(summary: Mapping[str, Any]) -> list[str]:
 
 def _write(out: Path, record: Mapping[str, Any], cases: Cases) -> None:
     write_table(out / EXCLUSIONS_FILE, cases.exclusions)
-    problems = getattr(cases, "sheet_problems", None)
-    if problems is not None and len(problems):
-        write_table(out / SHEET_PROBLEMS_FILE, problems)
+    if len(cases.sheet_problems):
+        write_table(out / SHEET_PROBLEMS_FILE, cases.sheet_problems)
     else:
         (out / SHEET_PROBLEMS_FILE).unlink(missing_ok=True)  # of an earlier audit
     write_whole(out / PAGE_FILE, audit_page(record))

@@ -5,7 +5,7 @@ In: `facts` (pipeline.features, `case_facts`), one row a case, with its `split` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -133,10 +133,16 @@ def _attribute(facts: pd.DataFrame, name: str) -> pd.Series:
     if name == "sex":
         return sexes(facts)
     if name == "age":
-        return ages(facts).map(_decade, na_action="ignore").astype("str").fillna("")
+        return _named(ages(facts), _decade)
     if name == "year":
-        return years(facts).map("{:.0f}".format, na_action="ignore").astype("str").fillna("")
+        return _named(years(facts), "{:.0f}".format)
     return words(facts, name)
+
+
+def _named(numbers: pd.Series, name: Callable[[float], str]) -> pd.Series:
+    """Each number by its name, '' for NaN."""
+    codes, values = pd.factorize(numbers)
+    return pd.Series([*(name(value) for value in values), ""], dtype="str").take(codes).set_axis(numbers.index)
 
 
 def _decade(age: float) -> str:

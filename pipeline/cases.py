@@ -55,6 +55,8 @@ class Cases:
     exclusions: pd.DataFrame
     warnings: tuple[str, ...] = ()
     sheet_problems: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=["line", "problem"]))
+    joined: Mapping[str, str] = field(default_factory=dict)
+    """Patients that near-duplicates joined to another: patient_key → the key that stands for them now."""
 
 
 def group_images(
@@ -99,6 +101,8 @@ def columns_needed(manifest: Manifest) -> list[str]:
     """The columns of the index that a manifest's cases, labels and patients depend on, in the index's order."""
     wanted = {*IMAGE_COLUMNS, *_ORDER_COLUMNS, *rule_columns(manifest.rules), *manifest.facts}
     wanted |= {snake_case(manifest.labels.attribute), *(manifest.sheet.facts if manifest.sheet else ())}
+    if manifest.patients.source == "blocks":
+        wanted.add("path_holds_identity")
     return [name for name in COLUMNS if name in wanted]
 
 

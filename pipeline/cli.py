@@ -123,6 +123,9 @@ def _add_root(command: argparse.ArgumentParser) -> None:
 
 
 def _index(options: argparse.Namespace) -> int:
+    from pipeline.work import start_server
+
+    start_server(("pipeline.header_jobs", "pipeline.entries"))  # while this process imports the rest
     from pipeline.inventory import take_inventory
     from pipeline.manifest import open_source
     from pipeline.summary import summary_text

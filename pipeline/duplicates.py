@@ -65,6 +65,7 @@ def join_near_duplicates(
         cases,
         cases=cases.cases.assign(patient_key=_renamed(cases.cases["patient_key"], renamed)),
         images=cases.images.assign(patient_key=_renamed(cases.images["patient_key"], renamed)),
+        joined={str(name): new for name, new in renamed.items() if str(name) != new},
         warnings=(*cases.warnings, *_told(joined, near.distance, hashes.failed)),
     )
 

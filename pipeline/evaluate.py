@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import RESEARCH_ONLY, figures
-from pipeline.cases import Cases, group_images
+from pipeline.cases import Cases, columns_needed, group_images
 from pipeline.columns import text
 from pipeline.config import Config
 from pipeline.dataset import image_files
@@ -48,7 +48,7 @@ from pipeline.run import (
     read_table,
     write_table,
 )  # fmt: skip
-from pipeline.split import SPLIT_COLUMNS, SPLITS, check_patients, check_split, counted, joined_patients
+from pipeline.split import SPLIT_COLUMNS, SPLITS, check_patients, check_split, counted
 
 GALLERY_TILES = 12
 
@@ -97,7 +97,7 @@ def _own_split(run: Path, split: str) -> Subject:
     manifest = read_manifest(run)
     table = read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
     check_split(table)
-    index = read_index(run / INDEX_FOLDER)
+    index = read_index(run / INDEX_FOLDER, columns_needed(manifest))
     grouped = _grouped(run, index, manifest)
     if manifest.patients.source == "dicom":
         check_patients(table, grouped.images)
@@ -139,7 +139,7 @@ def _other_data(run: Path, data: str, root: Path | None, model: TrainedModel, pr
             raise ConfigError(f"--data {data}: its {name} is {others}, the model's is {own}")
     key = opened.key()
     folder = run / EVALUATION_FOLDER / f"data-{manifest.name}"
-    index = opened.index(key, out=folder / INDEX_FOLDER, progress=progress)
+    index = opened.index(key, out=folder / INDEX_FOLDER, columns=columns_needed(manifest), progress=progress)
     labelled = labelled_cases(index, opened, manifest, key, progress=progress)
     _refuse_shared(run, data, labelled, manifest)
     warnings = labelled.warnings
@@ -159,14 +159,14 @@ def _refuse_shared(run: Path, data: str, labelled: Cases, manifest: Manifest) ->
     check_split(table)
     fitted = table[table["split"] != "test"]
     own = read_manifest(run)
-    before = _grouped(run, read_index(run / INDEX_FOLDER), own).images
+    before = _grouped(run, read_index(run / INDEX_FOLDER, columns_needed(own)), own).images
     before = before[before["case_id"].isin(fitted["case_id"])]
     seen = set(fitted["patient_key"])
     if own.patients.source == "dicom":  # near-duplicates may have joined patients under another's key
         seen |= set(text(before["patient_key"]).unique())
     patients = text(labelled.cases["patient_key"])
     known = ~patients.str.startswith(UNKNOWN_PATIENT) & (manifest.patients.source != "blocks")
-    seen |= {group for patient, group in joined_patients(labelled).items() if patient in seen}
+    seen |= {group for patient, group in labelled.joined.items() if patient in seen}
     shared = patients[known & patients.isin(seen)].nunique()
     images = int(_image_identities(labelled.images).isin(_image_identities(before)).sum())
     if shared or images:

@@ -7,9 +7,11 @@ out of headers that anybody may have written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -157,6 +159,8 @@ TOGETHER_GROUP = Group(
 )
 YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 """Of an Age String (PS3.5 6.2), in years."""
+AGE = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?) *([YMWDymwd]?)$")
+YEAR = re.compile(r"(19|20)[0-9]{2}")
 
 
 def case_facts(cases: Cases, table: pd.DataFrame) -> pd.DataFrame:
@@ -220,10 +224,16 @@ def _sane(numbers: pd.Series) -> pd.Series:
 
 def words(facts: pd.DataFrame, column: str) -> pd.Series:
     """The column as text that is safe to show, by case_id; '' where there is none."""
+    return _of_each_value(facts, column, printable).astype("str")
+
+
+def _of_each_value(facts: pd.DataFrame, column: str, wanted: Callable[[str], Any]) -> pd.Series:
+    """The column through `wanted`, which is asked once a distinct value; missing ones are ''."""
     if column not in facts.columns:
-        return pd.Series("", index=facts.index, dtype="str")
-    codes, values = pd.factorize(text(facts[column]))
-    return pd.Series(np.array([printable(value) for value in values], dtype=object)[codes], facts.index, dtype="str")
+        return pd.Series(wanted(""), index=facts.index)
+    codes, values = pd.factorize(facts[column], use_na_sentinel=False)
+    answers = pd.Series([wanted(value) for value in text(pd.Series(values))])
+    return answers.take(codes).set_axis(facts.index)
 
 
 def printable(value: str) -> str:
@@ -234,24 +244,41 @@ def printable(value: str) -> str:
 
 
 def _first_number(facts: pd.DataFrame, column: str) -> pd.Series:
-    first = words(facts, column).str.split("\\", n=1).str[0]
-    return _sane(pd.to_numeric(first, errors="coerce").astype(float))
+    """Of several values in one column, the first; NaN where it is no number."""
+
+    def first(value: str) -> float:
+        try:
+            return float(value.split("\\")[0])
+        except ValueError:
+            return np.nan
+
+    return _sane(_of_each_value(facts, column, first))
 
 
 def years(facts: pd.DataFrame) -> pd.Series:
     """Of StudyDate, as a number; NaN where there is none."""
-    return pd.to_numeric(words(facts, "study_date").str.extract(r"^((?:19|20)[0-9]{2})")[0]).astype(float)
+    return _of_each_value(facts, "study_date", lambda value: float(value[:4]) if YEAR.match(value) else np.nan)
 
 
 def ages(facts: pd.DataFrame) -> pd.Series:
     """In years, from an Age String (045Y, 018M; PS3.5 6.2) or a sheet's number; NaN for anything else."""
-    parts = words(facts, "patient_age").str.extract(r"^([0-9]{1,3}(?:\.[0-9]+)?) *([YMWDymwd]?)$")
-    return pd.to_numeric(parts[0]).astype(float) * parts[1].str.upper().replace("", "Y").map(YEARS).astype(float)
+
+    def age(value: str) -> float:
+        found = AGE.match(value.strip())
+        return float(found[1]) * YEARS[found[2].upper() or "Y"] if found else np.nan
+
+    return _of_each_value(facts, "patient_age", age)
 
 
 def sexes(facts: pd.DataFrame) -> pd.Series:
     """M, F, or whatever else stands there in upper case."""
-    return words(facts, "patient_sex").str.strip().str.upper().replace({"MALE": "M", "FEMALE": "F"})
+    known = {"MALE": "M", "FEMALE": "F"}
+
+    def sex(value: str) -> str:
+        shown = printable(value.upper())
+        return known.get(shown, shown)
+
+    return _of_each_value(facts, "patient_sex", sex).astype("str")
 
 
 def border_features(

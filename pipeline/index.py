@@ -61,19 +61,21 @@ def index_sources(
     *,
     key: IdentityKey,
     out: Path | None = None,
+    columns: Collection[str] | None = None,
     workers: int | None = None,
     progress: bool = False,
 ) -> Index:
     """The index of several sources (name or None, place), in their order; collisions are found across them.
 
-    `out`: a folder for the tables, where an interrupted call goes on and an unchanged source is not read again.
+    `out`: a folder for the tables, where an interrupted call goes on and an unchanged source is not read again. `columns`: those
+    to read, by default all.
     """
     if out is not None:
         take_inventory(places, out, key=key, workers=workers, progress=progress)
-        return read_index(out)
+        return read_index(out, columns)
     with tempfile.TemporaryDirectory(prefix="radloop-") as folder:
         take_inventory(places, Path(folder), key=key, workers=workers, progress=progress)
-        return read_index(Path(folder))
+        return read_index(Path(folder), columns)
 
 
 def read_index(folder: Path, columns: Collection[str] | None = None) -> Index:

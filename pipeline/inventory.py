@@ -29,6 +29,7 @@ from pipeline.arrow import from_numpy, from_values, to_numpy
 from pipeline.columns import BATCH_SCHEMA, SCHEMA
 from pipeline.errors import SourceError
 from pipeline.files import left_behind
+from pipeline.header_jobs import PRELOADED, list_directory, read_files
 from pipeline.identity import IdentityKey
 from pipeline.known import PASSING, KnownRows, part_names, parts_in, write_part
 from pipeline.listing import Entry, Listed, as_table, listed_members, walk
@@ -118,7 +119,7 @@ def _checked(source: Path) -> Path:
 
 def _directory(place: Path, pool: WorkerPool) -> list[str] | None:
     """The files that the source lists where it is a DICOMDIR; None where it is another file."""
-    outcome = _only(pool.run_each(_listed_files, [place]))
+    outcome = _only(pool.run_each(list_directory, [place]))
     if not isinstance(outcome, Failure):
         return outcome
     if place.name.casefold() == DICOMDIR:
@@ -127,13 +128,6 @@ def _directory(place: Path, pool: WorkerPool) -> list[str] | None:
             f"give its folder instead: {place.parent}"
         )
     return None
-
-
-def _listed_files(place: Path) -> list[str]:
-    """In a worker: this process does without pydicom."""
-    from pipeline.dicom.directory import listed_files
-
-    return listed_files(place)
 
 
 def _only(outcomes: Iterable[tuple[Any, Any]]) -> Any:
@@ -216,9 +210,7 @@ def _work_folder(out: Path, key: IdentityKey) -> Path:
 
 def _header_pool(workers: int | None) -> WorkerPool:
     count = default_workers() if workers is None else workers
-    return WorkerPool(
-        count, timeout_s=HEADER_TIMEOUT_S, memory_bytes=HEADER_MEMORY_BYTES, preload=("pipeline.entries",)
-    )
+    return WorkerPool(count, timeout_s=HEADER_TIMEOUT_S, memory_bytes=HEADER_MEMORY_BYTES, preload=PRELOADED)
 
 
 def _rows_of(
@@ -238,8 +230,8 @@ def _rows_of(
         if rows >= ROWS_A_PART - FILES_A_BATCH or time.monotonic() - since > PART_EVERY_S:
             numbers[unread[done : done + rows]] = _keep(held, known, next(names))
             done, held, since = done + rows, [], time.monotonic()
-    if held:
-        numbers[unread[done:]] = _keep(held, known, next(names))
+    if held:  # what was read last need not go to the disk: it is written as tables at once
+        numbers[unread[done:]] = _rows_from(known.hold(pa.concat_tables(held)), len(unread) - done)
     return numbers
 
 
@@ -247,13 +239,16 @@ def _keep(held: list[pa.Table], known: KnownRows, part: Path) -> NDArray[np.int6
     """Makes rows a part; returns their numbers."""
     table = pa.concat_tables(held)
     write_part(part, table)
-    first = known.add(part)
-    return np.arange(first, first + len(table))
+    return _rows_from(known.add(part), len(table))
+
+
+def _rows_from(first: int, count: int) -> NDArray[np.int64]:
+    return np.arange(first, first + count)
 
 
 def _read(source: Listed, unread: NDArray[np.int64], pool: WorkerPool, key: IdentityKey) -> Iterator[pa.Table]:
     """The rows of the unread files, in their order. A batch that fails is read file by file, each under the budget alone."""
-    read = partial(_read_batch, root=str(source.root), source=source.name, key=key)
+    read = partial(read_files, root=str(source.root), source=source.name, key=key)
     with WorkerPool(min(pool.size, 1), timeout_s=pool.timeout_s, memory_bytes=pool.memory_bytes) as alone:
         for entries, outcome in pool.run_each(read, _batches(source.files, unread), chunk=BATCHES_A_WORKER):
             if not isinstance(outcome, Failure):
@@ -261,13 +256,6 @@ def _read(source: Listed, unread: NDArray[np.int64], pool: WorkerPool, key: Iden
                 continue
             for [entry], single in alone.run_each(read, ([entry] for entry in entries)):
                 yield _failed(source.name, entry, single) if isinstance(single, Failure) else _unpacked(single)
-
-
-def _read_batch(entries: list[Entry], *, root: str, source: str, key: IdentityKey) -> bytes:
-    """In a worker: this process does without pydicom."""
-    from pipeline.entries import read_batch
-
-    return read_batch(entries, root=root, source=source, key=key)
 
 
 def _batches(files: pa.Table, unread: NDArray[np.int64]) -> Iterator[list[Entry]]:

@@ -35,9 +35,9 @@ KEY_COLUMNS = ["source", "path", "bytes", "mtime_ns"]
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that are read together: row group `number` of the index, or all rows of a part."""
+    """Rows that are read together: row group `number` of the index, batch `number` of a part, or a table that is held."""
 
-    path: Path
+    path: Path | None
     number: int
     rows: int
 
@@ -49,13 +49,13 @@ class KnownRows:
         self._groups: list[_Group] = []
         self._keys: list[pa.Table] = []
         self._starts = np.zeros(0, dtype=np.int64)
-        self._rejected = _rejected_before(rejects) if rejects is not None else empty(BATCH_SCHEMA)
+        self._held: list[pa.Table] = []
         for part in parts:
             self.add(part)
         if index is not None:
             self._add_index(index)
-        if len(self._rejected):
-            self._add(_Group(Path(), 0, len(self._rejected)), self._rejected.select(KEY_COLUMNS))
+        if rejects is not None:
+            self.hold(_rejected_before(rejects))
         self._read = lru_cache(GROUPS_HELD)(self._read_group)
 
     def __len__(self) -> int:
@@ -68,6 +68,13 @@ class KnownRows:
             for number in range(reader.num_record_batches):
                 keys = pa.Table.from_batches([reader.get_batch(number).select(KEY_COLUMNS)])
                 self._add(_Group(part, number, len(keys)), keys)
+        return first
+
+    def hold(self, table: pa.Table) -> int:
+        """Takes in rows of `BATCH_SCHEMA` that stay in memory; returns the first one's number."""
+        first = len(self)
+        self._held.append(table)
+        self._add(_Group(None, len(self._held) - 1, len(table)), table.select(KEY_COLUMNS))
         return first
 
     def find(self, source: str, listing: pa.Table) -> NDArray[np.int64]:
@@ -118,8 +125,8 @@ class KnownRows:
 
     def _read_group(self, number: int) -> pa.Table:
         group = self._groups[number]
-        if group.path == Path():
-            return self._rejected
+        if group.path is None:
+            return self._held[group.number]
         if group.path.suffix == PART_SUFFIX:
             with pa.memory_map(str(group.path)) as file, pa.ipc.open_file(file) as reader:
                 return pa.Table.from_batches([reader.get_batch(group.number)])

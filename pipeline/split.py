@@ -80,7 +80,7 @@ def dataset_split(
         with _alone(path):
             earlier = read_ledger(opened, manifest, key)
             split = _around(cases, opened, manifest, key, earlier)
-            _write_ledger(path, split.table, joined_patients(cases), earlier)
+            _write_ledger(path, split.table, cases.joined, earlier)
     except OSError as error:
         split = _around(cases, opened, manifest, key, read_ledger(opened, manifest, key))
         unkept = f"the split is not remembered, as {path} cannot be written ({error.strerror}): new patients may move old ones"
@@ -88,14 +88,9 @@ def dataset_split(
     return split
 
 
-def joined_patients(cases: Cases) -> Mapping[str, str]:
-    """Patients that near-duplicates joined to another: whose key stands for them."""
-    return getattr(cases, "joined", {})
-
-
 def _around(cases: Cases, opened: OpenedSource, manifest: Manifest, key: IdentityKey, earlier: pd.DataFrame) -> Split:
     """The split around what a ledger remembers."""
-    earlier = _joined(earlier, joined_patients(cases), manifest.split)
+    earlier = _joined(earlier, cases.joined, manifest.split)
     if manifest.split.file:
         split = split_from_file(cases, opened, manifest, key, earlier=earlier)
     else:
@@ -460,7 +455,7 @@ def split_from_file(
     path = _find_file(rule.file, opened)
     join, rows = _read_file(path, manifest, key)
     if join in ("patient_key", JoinKey.PATIENT):
-        rows = rows.assign(value=_renamed(rows["value"], joined_patients(cases)))
+        rows = rows.assign(value=_renamed(rows["value"], cases.joined))
     named, unmatched = _named(rows, join, cases, path)
     rest = ~cases.cases["patient_key"].isin(named["patient_key"])
     if rule.others == "leave_out":

@@ -27,10 +27,12 @@ from pipeline.collisions import COLLISION_COLUMNS, find_collisions
 from pipeline.columns import BATCH_SCHEMA, REJECT_COLUMNS, REPEATING, SCHEMA
 from pipeline.errors import RejectReason
 from pipeline.files import file_digest, whole_file, write_whole
+from pipeline.header_jobs import name_uid
 from pipeline.known import KnownRows
 from pipeline.listing import Listed
 from pipeline.stacks import STACK_COLUMNS, stack_series
 from pipeline.summary import Counts
+from pipeline.uid_names import COMMON_NAMES
 from pipeline.work import Failure, WorkerPool
 
 INDEX_FILE, REJECTS_FILE, SUMMARY_FILE, STACKS_FILE = "index.parquet", "rejects.csv", "summary.json", "stacks.csv"
@@ -126,14 +128,10 @@ def _digests(places: Sequence[tuple[str, str]], *, roots: Mapping[str, Path], po
 
 
 def _names(uids: Sequence[str], *, pool: WorkerPool) -> list[str]:
-    """The standard's names of UIDs, from a worker: this process does without pydicom."""
-    return [uid if isinstance(name, Failure) else name for uid, name in pool.run_each(_name, uids)]
-
-
-def _name(uid: str) -> str:
-    from pipeline.dicom.header import uid_name
-
-    return uid_name(uid) if uid else ""
+    """The standard's names of UIDs; uncommon ones from a worker, as this process does without pydicom."""
+    uncommon = [uid for uid in uids if uid not in COMMON_NAMES]
+    told = {uid: uid if isinstance(name, Failure) else name for uid, name in pool.run_each(name_uid, uncommon)}
+    return [COMMON_NAMES.get(uid) or told.get(uid, "") for uid in uids]
 
 
 def _write_rows(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import pipeline
 from pipeline.cache import PreparedImages, prepared_images
-from pipeline.cases import Cases
+from pipeline.cases import Cases, columns_needed
 from pipeline.columns import text
 from pipeline.config import Config, digest
 from pipeline.dataset import (
@@ -92,7 +92,8 @@ def train(
     device = pick_device()
 
     resume = resume and (out / SPLIT_FILE).exists()
-    index = read_index(out / INDEX_FOLDER) if resume else opened.index(key, out=out / INDEX_FOLDER, progress=progress)
+    folder, columns = out / INDEX_FOLDER, columns_needed(manifest)
+    index = read_index(folder, columns) if resume else opened.index(key, out=folder, columns=columns, progress=progress)
     cases = labelled_cases(index, opened, manifest, key, progress=progress)
     divided = _resumed(cases, out) if resume else dataset_split(cases, opened, manifest, key)
     split = divided.table

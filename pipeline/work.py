@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -318,6 +319,15 @@ def default_workers() -> int:
     """As many as this process may use cores, at most 16: disks are not faster for more."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 16)
+
+
+def start_server(modules: Sequence[str]) -> None:
+    """Starts the process that workers are forked from, which imports `modules` while this one goes on; without it the first worker
+    does, and waits."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", "pipeline.work", *modules, *_heavy_modules])
+        forkserver.ensure_running()
 
 
 def preload(module: str) -> None:

@@ -296,7 +296,7 @@ def test_a_path_with_the_patients_number_is_warned_about(tmp_path: Path) -> None
 
 
 def test_a_file_that_kills_its_reader_is_one_reject(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.inventory._read_batch", dies_at_cut)
+    monkeypatch.setattr("pipeline.inventory.read_files", dies_at_cut)
     index = index_source(export, key=KEY, workers=2)
     assert reasons(index)["cut"] == "crashed"
     assert len(index.table) + len(index.rejects) == len(regular_files(export))

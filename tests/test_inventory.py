@@ -18,12 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import inventory
+from pipeline.dicom.header import uid_name
 from pipeline.dicom.phantom_objects import ct_slice, save, structured_report
 from pipeline.entries import read_batch
 from pipeline.errors import SourceError
 from pipeline.identity import IdentityKey
 from pipeline.inventory import take_inventory
 from pipeline.listing import Entry
+from pipeline.uid_names import COMMON_NAMES
 
 KEY = IdentityKey(b"a key for tests only")
 SECRET = "a key for tests only"
@@ -58,7 +60,7 @@ def read_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.extend(entry.path for entry in entries)
         return read_batch(entries, **options)
 
-    monkeypatch.setattr(inventory, "_read_batch", read)
+    monkeypatch.setattr(inventory, "read_files", read)
     return paths
 
 
@@ -126,7 +128,7 @@ def test_another_key_or_a_lost_table_means_reading_all(export: Path, tmp_path: P
 
 def test_what_may_have_passed_is_tried_again(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(inventory, "_read_batch", dies_at_f4)
+        patch.setattr(inventory, "read_files", dies_at_f4)
         summary = taken(export, tmp_path / "out", workers=1)
     assert summary["rejected_by_reason"]["crashed"] == 1
     assert "crashed" not in taken(export, tmp_path / "out")["rejected_by_reason"]
@@ -250,3 +252,7 @@ def test_killed_at_any_moment_the_next_call_ends_with_the_same_bytes(
     assert start(source, out).wait() == 0
     assert contents(out) == contents(tmp_path / "whole")
     assert max(progress) > 0 or (out / "index.parquet").exists()
+
+
+def test_common_names_are_the_standards() -> None:
+    assert {uid: uid_name(uid) if uid else "" for uid in COMMON_NAMES} == COMMON_NAMES

@@ -22,7 +22,7 @@ ROWS = [
     },
     {
         *("manifest", "index", "inventory", "known", "tables"),
-        *("summary", "collisions", "stacks", "positions", "listing", "entries"),
+        *("summary", "collisions", "stacks", "positions", "listing", "entries", "header_jobs", "uid_names"),
     },
     {"dicom"},
     {"work", "render", "raster", "nifti", "transforms", "progress"},
