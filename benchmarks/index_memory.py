@@ -114,7 +114,7 @@ def dataset(folder: Path) -> None:
     from pipeline.identity import IdentityKey
     from pipeline.index import read_index
     from pipeline.labels import labelled_cases
-    from pipeline.manifest import open_manifest
+    from pipeline.sources import open_manifest
     from pipeline.split import split_cases
 
     (folder / "export").mkdir()

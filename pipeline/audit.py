@@ -27,11 +27,12 @@ from pipeline.files import write_whole
 from pipeline.identity import IdentityKey
 from pipeline.index import Index
 from pipeline.labels import labelled_cases
-from pipeline.manifest import Manifest, OpenedSource, open_dataset
+from pipeline.manifest import Manifest
 from pipeline.metrics import FEW_PATIENTS
 from pipeline.report import audit_page
 from pipeline.run import EXCLUSIONS_FILE, INDEX_FOLDER, write_table
 from pipeline.shortcuts import WARN_OVER, audit_shortcuts
+from pipeline.sources import OpenedSource, open_dataset
 from pipeline.split import dataset_split
 
 AUDIT_FILE = "audit.json"

@@ -127,7 +127,7 @@ def _index(options: argparse.Namespace) -> int:
 
     start_server(("pipeline.header_jobs", "pipeline.entries"))  # while this process imports the rest
     from pipeline.inventory import take_inventory
-    from pipeline.manifest import open_source
+    from pipeline.sources import open_source
     from pipeline.summary import summary_text
 
     opened = open_source(options.source, options.root)

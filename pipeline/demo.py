@@ -27,10 +27,10 @@ from pipeline.identity import KEY_FILE
 from pipeline.index import read_index
 from pipeline.infer import infer
 from pipeline.inventory import take_inventory
-from pipeline.manifest import open_source
 from pipeline.predict import load_model, predict_files
 from pipeline.progress import say
 from pipeline.run import EVALUATION_FOLDER, INDEX_FOLDER, MANIFEST_FILE, read_table
+from pipeline.sources import open_source
 from pipeline.summary import summary_text
 from pipeline.train import train
 

@@ -21,7 +21,7 @@ from pipeline.explain import evidence_in_source
 from pipeline.files import write_whole
 from pipeline.index import Index, read_index
 from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT, labelled_cases
-from pipeline.manifest import Manifest, open_dataset
+from pipeline.manifest import Manifest
 from pipeline.metrics import Evaluation, evaluate_predictions
 from pipeline.predict import (
     STATUS_OK,
@@ -48,6 +48,7 @@ from pipeline.run import (
     read_table,
     write_table,
 )  # fmt: skip
+from pipeline.sources import open_dataset
 from pipeline.split import SPLIT_COLUMNS, SPLITS, check_patients, check_split, counted
 
 GALLERY_TILES = 12

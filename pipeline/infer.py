@@ -19,7 +19,6 @@ from pipeline.dataset import image_files
 from pipeline.deliver import Case, Delivery, case_content
 from pipeline.errors import ConfigError
 from pipeline.index import Index
-from pipeline.manifest import open_source
 from pipeline.predict import (
     RASTER_FORMATS,
     STATUS_OK,
@@ -33,6 +32,7 @@ from pipeline.predict import (
 )  # fmt: skip
 from pipeline.progress import track
 from pipeline.run import ModelFacts, read_config, write_table
+from pipeline.sources import open_source
 
 WRITABLE = ("sc",)
 STATUS_NO_OBJECT = "object_failed"

@@ -101,12 +101,10 @@ class KnownRows:
         order = np.argsort(numbers, kind="stable")
         wanted = numbers[order]
         group_of = np.searchsorted(self._starts, wanted, side="right") - 1
-        pieces = [
-            self._read(int(group))
-            .select(list(columns))
-            .take(from_numpy(wanted[group_of == group] - self._starts[group]))
-            for group in np.unique(group_of)
-        ]
+        pieces = []
+        for group in np.unique(group_of):
+            rows = wanted[group_of == group] - self._starts[group]
+            pieces.append(_rows(self._read(int(group)).select(list(columns)), rows))
         if not pieces:
             return empty(pa.schema([BATCH_SCHEMA.field(name) for name in columns]))
         table = pa.concat_tables(pieces)
@@ -135,6 +133,13 @@ class KnownRows:
         for name in ("reason", "detail"):
             table = table.append_column(name, pa.nulls(len(table), pa.string()))
         return table.select(BATCH_SCHEMA.names)
+
+
+def _rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """These rows, ascending; without copying where they are one piece."""
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return table.slice(rows[0], len(rows))
+    return table.take(from_numpy(rows))
 
 
 def _rejected_before(path: Path) -> pa.Table:

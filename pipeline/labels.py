@@ -23,7 +23,7 @@ from pipeline.columns import ATTRIBUTES, HEADER_COLUMNS, snake_case
 from pipeline.errors import ConfigError
 from pipeline.identity import IdentityKey
 from pipeline.index import Index
-from pipeline.manifest import Labels, Manifest, OpenedSource
+from pipeline.manifest import Labels, Manifest
 from pipeline.patients import (
     NOT_PROVEN,
     PATH_HOLDS_IDENTITY,
@@ -53,6 +53,7 @@ from pipeline.sheet import (
     taken,
     texts_of,
 )  # fmt: skip
+from pipeline.sources import OpenedSource
 
 CASE_RULES = ("no label", "contradicting labels", "several patients in one case")
 """Why whole cases are left out, in the order in which it is said."""

@@ -23,7 +23,8 @@ from pipeline.dicom.header import read_header
 from pipeline.errors import ConfigError
 from pipeline.identity import IdentityKey
 from pipeline.index import Index
-from pipeline.manifest import JoinKey, Manifest, OpenedSource, Sheet, find_sheet
+from pipeline.manifest import JoinKey, Manifest, Sheet
+from pipeline.sources import OpenedSource, find_sheet
 from pipeline.work import run_each
 from pipeline.worksheet import read_columns
 

@@ -25,9 +25,10 @@ from pipeline.columns import text
 from pipeline.errors import ConfigError, RunError
 from pipeline.files import whole_file
 from pipeline.identity import IdentityKey
-from pipeline.manifest import JoinKey, Manifest, OpenedSource, SplitRule
+from pipeline.manifest import JoinKey, Manifest, SplitRule
 from pipeline.progress import say
 from pipeline.sheet import join_values, key_values
+from pipeline.sources import OpenedSource
 
 SPLITS = ("train", "validation", "test")
 SPLIT_COLUMNS = ["case_id", "patient_key", "label", "split"]

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.arrow import empty, from_numpy, from_values, to_numpy
+from pipeline.arrow import empty, from_numpy, from_values, present
 from pipeline.collisions import COLLISION_COLUMNS, find_collisions
 from pipeline.columns import BATCH_SCHEMA, REJECT_COLUMNS, REPEATING, SCHEMA
 from pipeline.errors import RejectReason
@@ -108,7 +108,11 @@ def _images(
         for start in range(0, len(of_source), ROWS_A_GROUP):
             some = of_source[start : start + ROWS_A_GROUP]
             rows = known.take(some[some >= 0], [*columns, "reason"])
-            yield rows.filter(pc.is_null(rows["reason"])).select(list(columns))
+            yield _filtered(rows, ~present(rows["reason"])).select(list(columns))
+
+
+def _filtered(table: pa.Table, wanted: NDArray[np.bool_]) -> pa.Table:
+    return table if wanted.all() else table.filter(from_numpy(wanted))
 
 
 def _encoded(table: pa.Table) -> pa.Table:
@@ -150,15 +154,15 @@ def _write_rows(
         for start in range(0, len(of_source), ROWS_A_GROUP):
             some = of_source[start : start + ROWS_A_GROUP]
             rows = known.take(some[some >= 0], BATCH_SCHEMA.names)
-            image = pc.is_null(rows["reason"])
-            images = rows.filter(image)
+            image = ~present(rows["reason"])
+            images = _filtered(rows, image)
             images = _completed(images, derived.slice(written, len(images)), directory)
             written += len(images)
             if len(images):
                 index.write_table(images, row_group_size=ROWS_A_GROUP)
             counts.count_images(images)
             listing = source.files.slice(start, len(some))
-            for row in _rejected(source.name, listing, some, rows, to_numpy(image)):
+            for row in _rejected(source.name, listing, some, rows, image):
                 directory.see(row[1])
                 counts.count_reject(row[2])
                 rejects.writerow(row)

@@ -33,7 +33,7 @@ from pipeline.fit import Fit, fit
 from pipeline.identity import IdentityKey
 from pipeline.index import Index, read_index
 from pipeline.labels import labelled_cases
-from pipeline.manifest import Manifest, open_dataset
+from pipeline.manifest import Manifest
 from pipeline.model import RESNET_GEOMETRY, Classifier, WeightsOrigin, build_classifier
 from pipeline.predict import batched, pick_device, scope_of, trained_model
 from pipeline.progress import say
@@ -58,6 +58,7 @@ from pipeline.run import (
     write_settings,
     write_table,
 )  # fmt: skip
+from pipeline.sources import open_dataset
 from pipeline.split import SPLIT_COLUMNS, SPLITS, Split, check_split, counted, dataset_split, left_out
 from transforms.intensity import describe_unit_range
 

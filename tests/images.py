@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline.cases import CASE_COLUMNS, EXCLUSION_COLUMNS, Cases
 from pipeline.columns import COLUMNS, REPEATING, TEXT
 from pipeline.identity import IdentityKey
-from pipeline.manifest import OpenedSource, open_manifest
+from pipeline.sources import OpenedSource, open_manifest
 
 KEY = IdentityKey(b"k" * 32)
 

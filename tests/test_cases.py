@@ -15,7 +15,8 @@ from pipeline.cases import CASE_COLUMNS, IMAGE_COLUMNS, Cases, Unit, columns_nee
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.errors import ConfigError, SourceError
 from pipeline.identity import IdentityKey
-from pipeline.manifest import Rules, open_manifest, open_source
+from pipeline.manifest import Rules
+from pipeline.sources import open_manifest, open_source
 from tests.tables import index_of, index_table
 
 KEY = IdentityKey(b"k" * 32)

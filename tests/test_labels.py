@@ -435,7 +435,7 @@ def test_rules_see_the_facts_of_the_sheet(export: Path):
     [("ct_slices", {"COVID": 480, "non-COVID": 479}, 20), ("chest_xray", {"COVID": 93, "non-COVID": 57}, None)],
 )
 def test_shipped_manifests(name: str, labels: dict[str, int], patients: int | None, real_data: Path):
-    from pipeline.manifest import open_dataset
+    from pipeline.sources import open_dataset
 
     source = open_dataset(name, real_data)
     assert source.manifest is not None

@@ -21,7 +21,7 @@ ROWS = [
         *("dataset", "cache", "model", "fit", "metrics", "roc", "run"),
     },
     {
-        *("manifest", "index", "inventory", "known", "tables"),
+        *("sources", "manifest", "index", "inventory", "known", "tables"),
         *("summary", "collisions", "stacks", "positions", "listing", "entries", "header_jobs", "uid_names"),
     },
     {"dicom"},

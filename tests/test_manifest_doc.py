@@ -16,7 +16,7 @@ from pipeline.cases import Cases
 from pipeline.dicom.phantom_objects import ct_slice, phantom_uid, save
 from pipeline.identity import IdentityKey
 from pipeline.labels import labelled_cases
-from pipeline.manifest import open_manifest
+from pipeline.sources import open_manifest
 
 PAGE = Path(__file__).parents[1] / "docs" / "manifest.md"
 TEXTS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

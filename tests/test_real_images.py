@@ -13,7 +13,7 @@ from pipeline.cases import group_images
 from pipeline.config import load_config
 from pipeline.infer import infer
 from pipeline.labels import label_cases
-from pipeline.manifest import open_source
+from pipeline.sources import open_source
 from pipeline.split import split_cases
 from pipeline.train import train
 from tests.conftest import SMALL

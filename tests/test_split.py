@@ -20,7 +20,8 @@ from pipeline import split as split_module
 from pipeline.cases import Cases
 from pipeline.errors import ConfigError, RunError
 from pipeline.identity import IdentityKey
-from pipeline.manifest import Manifest, OpenedSource, SplitRule
+from pipeline.manifest import Manifest, SplitRule
+from pipeline.sources import OpenedSource
 from pipeline.split import (
     NOT_IN_FILE,
     check_patients,
