@@ -7,7 +7,7 @@ size are read for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 
 from pipeline.arrow import from_numpy, from_values, to_numpy
 
-COLLISION_COLUMNS = ("source", "path", "bytes", "sop_instance_uid", "sha256")
+COLLISION_COLUMNS = ("bytes", "sop_instance_uid", "sha256")
 
 
-def find_collisions(
-    table: pa.Table, digest_of: Callable[[Sequence[tuple[str, str]]], list[str]]
-) -> tuple[pa.Array, pa.Array]:
+def find_collisions(table: pa.Table, digest_of: Callable[[NDArray[np.int64]], list[str]]) -> tuple[pa.Array, pa.Array]:
     """`collision` and `sha256` (null where it was not needed) for each row of a table of `COLLISION_COLUMNS`.
 
-    `digest_of` gives the content digests of files (source, path); a file that cannot be read must get one of its own, so that it
+    `digest_of` gives the content digests of the files of rows; a file that cannot be read must get one of its own, so that it
     proves nothing. Digests that the table knows already are not made again.
     """
     uid = pc.dictionary_encode(table["sop_instance_uid"]).combine_chunks()
@@ -37,7 +35,7 @@ def find_collisions(
     collision[shared] = "conflict"
     alike = _same_size(shared, codes, table)
     if len(alike):
-        sha256[alike] = _digests(table.take(from_numpy(alike)), digest_of)
+        sha256[alike] = _digests(table["sha256"], alike, digest_of)
         for group in _groups(alike, codes[alike]):
             if len(set(sha256[group])) == 1:
                 collision[group] = "duplicate"
@@ -61,10 +59,11 @@ def _groups(rows: NDArray[np.int64], codes: NDArray[np.int64]) -> list[NDArray[n
     return np.split(rows[order], borders)
 
 
-def _digests(table: pa.Table, digest_of: Callable[[Sequence[tuple[str, str]]], list[str]]) -> list[str]:
-    digests = table["sha256"].to_pylist()
-    places = list(zip(table["source"].to_pylist(), table["path"].to_pylist(), strict=True))
-    unknown = [row for row, digest in enumerate(digests) if not digest]
-    for row, digest in zip(unknown, digest_of([places[row] for row in unknown]), strict=True):
-        digests[row] = digest
+def _digests(
+    known: pa.ChunkedArray, rows: NDArray[np.int64], digest_of: Callable[[NDArray[np.int64]], list[str]]
+) -> list[str]:
+    digests = known.take(from_numpy(rows)).to_pylist()
+    unknown = [place for place, digest in enumerate(digests) if not digest]
+    for place, digest in zip(unknown, digest_of(rows[unknown]), strict=True):
+        digests[place] = digest
     return digests

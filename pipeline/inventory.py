@@ -77,6 +77,7 @@ def take_inventory(
             work = _work_folder(out, key)
             known = KnownRows(*_tables_before(out, key), parts_in(work))
             rows = [_rows_of(source, known, work, pool, key, progress) for source in sources]
+            known.forget_keys()
             summary = write_tables(sources, rows, known, out, pool, metadata={"state": state, "version": _version(key)})
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return summary

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.arrow import empty, from_numpy, from_values, present, to_numpy
-from pipeline.columns import BATCH_SCHEMA
+from pipeline.arrow import empty, from_numpy, from_values, to_numpy
+from pipeline.columns import BATCH_SCHEMA, SCHEMA
 from pipeline.errors import RejectReason
 from pipeline.files import whole_file
 
@@ -29,14 +33,15 @@ PASSING = frozenset(
     for reason in (RejectReason.UNREADABLE, RejectReason.CHANGED, RejectReason.TIMED_OUT, RejectReason.CRASHED)
 )
 """Reasons that may be gone the next time although the file is the same: such files are read again."""
-GROUPS_HELD = 4
-KEY_COLUMNS = ["source", "path", "bytes", "mtime_ns"]
+GROUPS_HELD = 2
+KEY_COLUMNS = ["path", "bytes", "mtime_ns"]
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that are read together: row group `number` of the index, batch `number` of a part, or a table that is held."""
+    """Rows of one source that are read together: row group or batch `number` of a file, or a table that is held."""
 
+    source: str
     path: Path | None
     number: int
     rows: int
@@ -50,42 +55,40 @@ class KnownRows:
         self._keys: list[pa.Table] = []
         self._starts = np.zeros(0, dtype=np.int64)
         self._held: list[pa.Table] = []
+        self._read = lru_cache(GROUPS_HELD)(self._read_group)
         for part in parts:
             self.add(part)
         if index is not None:
             self._add_index(index)
-        if rejects is not None:
-            self.hold(_rejected_before(rejects))
-        self._read = lru_cache(GROUPS_HELD)(self._read_group)
+        for table in _rejected_before(rejects) if rejects is not None else ():
+            self.hold(table)
 
     def __len__(self) -> int:
         return sum(group.rows for group in self._groups)
 
     def add(self, part: Path) -> int:
-        """Takes in a part; returns its first row's number."""
+        """Takes in a part, of one source; returns its first row's number."""
         first = len(self)
-        with pa.memory_map(str(part)) as file, pa.ipc.open_file(file) as reader:
+        with _open_part(part, ["source", *KEY_COLUMNS]) as reader:
             for number in range(reader.num_record_batches):
-                keys = pa.Table.from_batches([reader.get_batch(number).select(KEY_COLUMNS)])
-                self._add(_Group(part, number, len(keys)), keys)
+                self._add(part, number, pa.Table.from_batches([reader.get_batch(number)]))
         return first
 
     def hold(self, table: pa.Table) -> int:
-        """Takes in rows of `BATCH_SCHEMA` that stay in memory; returns the first one's number."""
+        """Takes in rows of `BATCH_SCHEMA`, of one source, that stay in memory; returns the first one's number."""
         first = len(self)
         self._held.append(table)
-        self._add(_Group(None, len(self._held) - 1, len(table)), table.select(KEY_COLUMNS))
+        self._add(None, len(self._held) - 1, table)
         return first
 
     def find(self, source: str, listing: pa.Table) -> NDArray[np.int64]:
         """For each row of a listing the number of the newest known row of the same file, -1 where there is none."""
-        missing = np.full(len(listing), -1, dtype=np.int64)
-        if not self._keys:
-            return missing
-        keys = pa.concat_tables(self._keys)
-        numbers = np.flatnonzero(present(pc.index_in(keys["source"], value_set=from_values([source], pa.string()))))
-        if len(numbers) < len(keys):
-            keys = keys.take(from_numpy(numbers))
+        found = np.full(len(listing), -1, dtype=np.int64)
+        ours = [number for number, group in enumerate(self._groups) if group.source == source]
+        if not ours:
+            return found
+        keys = pa.concat_tables([self._keys[number] for number in ours])
+        numbers = np.concatenate([np.arange(self._groups[number].rows) + self._starts[number] for number in ours])
         place = to_numpy(pc.index_in(listing["path"], value_set=keys["path"]), missing=-1)
         known = np.flatnonzero(place >= 0)
         at = place[known]
@@ -93,8 +96,12 @@ class KnownRows:
         for column in ("bytes", "mtime_ns"):
             there = to_numpy(listing[column], missing=-1)[known]
             same &= there == to_numpy(keys[column], missing=-2)[at]
-        missing[known[same]] = numbers[at[same]]
-        return missing
+        found[known[same]] = numbers[at[same]]
+        return found
+
+    def forget_keys(self) -> None:
+        """Frees what only `find` needs."""
+        self._keys.clear()
 
     def take(self, numbers: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """These columns of the rows, in the order of `numbers`."""
@@ -104,35 +111,45 @@ class KnownRows:
         pieces = []
         for group in np.unique(group_of):
             rows = wanted[group_of == group] - self._starts[group]
-            pieces.append(_rows(self._read(int(group)).select(list(columns)), rows))
+            pieces.append(_rows(self._read(int(group), tuple(columns)), rows))
         if not pieces:
             return empty(pa.schema([BATCH_SCHEMA.field(name) for name in columns]))
         table = pa.concat_tables(pieces)
         return table if (np.diff(order) == 1).all() else table.take(from_numpy(np.argsort(order, kind="stable")))
 
-    def _add(self, group: _Group, keys: pa.Table) -> None:
-        self._starts = np.append(self._starts, len(self))
-        self._groups.append(group)
-        self._keys.append(keys)
+    def _add(self, path: Path | None, number: int, keys: pa.Table) -> None:
+        """A group of rows, unless they are of several sources: such a one is not from here, and its files are read again."""
+        sources = pc.unique(keys["source"]).to_pylist()
+        if len(sources) == 1:
+            self._starts = np.append(self._starts, len(self))
+            self._groups.append(_Group(sources[0], path, number, len(keys)))
+            self._keys.append(keys.select(KEY_COLUMNS))
 
     def _add_index(self, path: Path) -> None:
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
-                keys = file.read_row_group(number, columns=KEY_COLUMNS).select(KEY_COLUMNS)
-                self._add(_Group(path, number, len(keys)), keys)
+                self._add(path, number, file.read_row_group(number, columns=["source", *KEY_COLUMNS]))
 
-    def _read_group(self, number: int) -> pa.Table:
+    def _read_group(self, number: int, columns: Sequence[str]) -> pa.Table:
         group = self._groups[number]
         if group.path is None:
-            return self._held[group.number]
+            return self._held[group.number].select(list(columns))
         if group.path.suffix == PART_SUFFIX:
-            with pa.memory_map(str(group.path)) as file, pa.ipc.open_file(file) as reader:
-                return pa.Table.from_batches([reader.get_batch(group.number)])
+            with _open_part(group.path, columns) as reader:
+                return pa.Table.from_batches([reader.get_batch(group.number)]).select(list(columns))
         with pq.ParquetFile(group.path) as file:
-            table = file.read_row_group(group.number)
-        for name in ("reason", "detail"):
-            table = table.append_column(name, pa.nulls(len(table), pa.string()))
-        return table.select(BATCH_SCHEMA.names)
+            table = file.read_row_group(group.number, columns=[name for name in columns if name in SCHEMA.names])
+            rows = file.metadata.row_group(group.number).num_rows
+        arrays = [table[name] if name in SCHEMA.names else pa.nulls(rows, pa.string()) for name in columns]
+        return pa.Table.from_arrays(arrays, names=list(columns))
+
+
+@contextmanager
+def _open_part(path: Path, columns: Sequence[str]) -> Iterator[pa.ipc.RecordBatchFileReader]:
+    """A part of which only these columns are unpacked."""
+    options = pa.ipc.IpcReadOptions(included_fields=sorted(BATCH_SCHEMA.get_field_index(name) for name in columns))
+    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file, options=options) as reader:
+        yield reader
 
 
 def _rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
@@ -142,15 +159,18 @@ def _rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return table.take(from_numpy(rows))
 
 
-def _rejected_before(path: Path) -> pa.Table:
-    """What rejects.csv tells of files that were read, as rows of `BATCH_SCHEMA`."""
+def _rejected_before(path: Path) -> Iterator[pa.Table]:
+    """What rejects.csv tells of files that were read, as rows of `BATCH_SCHEMA`, source by source."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["bytes"] and row["reason"] not in PASSING]
-    columns = {name: [row[name] for row in rows] for name in ("source", "path", "reason", "detail")}
-    columns |= {name: [int(row[name]) for row in rows] for name in ("bytes", "mtime_ns")}
-    nothing = [None] * len(rows)
-    arrays = [from_values(columns.get(field.name, nothing), field.type) for field in BATCH_SCHEMA]
-    return pa.Table.from_arrays(arrays, schema=BATCH_SCHEMA)
+    for source, of_source in groupby(rows, key=itemgetter("source")):
+        some = list(of_source)
+        columns: dict[str, list[Any]] = {name: [row[name] for row in some] for name in ("path", "reason", "detail")}
+        columns |= {name: [int(row[name]) for row in some] for name in ("bytes", "mtime_ns")}
+        columns["source"] = [source] * len(some)
+        nothing = [None] * len(some)
+        arrays = [from_values(columns.get(field.name, nothing), field.type) for field in BATCH_SCHEMA]
+        yield pa.Table.from_arrays(arrays, schema=BATCH_SCHEMA)
 
 
 PART_SUFFIX = ".arrow"

@@ -87,28 +87,35 @@ def write_tables(
 def _derive(
     sources: Sequence[Listed], numbers: Sequence[Numbers], known: KnownRows, pool: WorkerPool
 ) -> tuple[_Derived, pa.Table]:
-    columns = list(dict.fromkeys((*COLLISION_COLUMNS, *STACK_COLUMNS)))
-    pieces = [_encoded(images) for images in _images(sources, numbers, known, columns)]
-    schema = pieces[0].schema if pieces else pa.schema([SCHEMA.field(name) for name in columns])
-    table = pa.concat_tables(pieces).unify_dictionaries() if pieces else empty(schema)
+    """Collisions, then stacks, so that never the columns of both are held."""
+    rows = _image_rows(numbers, known)
     roots = {source.name: source.root for source in sources}
-    collision, sha256 = find_collisions(table.select(COLLISION_COLUMNS), partial(_digests, roots=roots, pool=pool))
-    with_collisions = table.drop_columns(["collision"]) if "collision" in table.column_names else table
-    with_collisions = with_collisions.append_column("collision", collision)
-    stack, stacks = stack_series(with_collisions.select(STACK_COLUMNS))
-    stacked = from_values([None if number < 0 else number for number in stack.tolist()], pa.int64())
-    return _Derived(collision, sha256, stacked), stacks
+    digest_of = partial(_digests, rows=rows, known=known, roots=roots, pool=pool)
+    collision, sha256 = find_collisions(_columns(rows, known, COLLISION_COLUMNS), digest_of)
+    table = _columns(rows, known, [name for name in STACK_COLUMNS if name != "collision"])
+    stack, stacks = stack_series(table.append_column("collision", collision).select(STACK_COLUMNS))
+    return _Derived(collision, sha256, from_numpy(stack, missing=stack < 0)), stacks
 
 
-def _images(
-    sources: Sequence[Listed], numbers: Sequence[Numbers], known: KnownRows, columns: Sequence[str]
-) -> Iterator[pa.Table]:
-    """The image files' rows, in groups."""
-    for of_source in numbers:
-        for start in range(0, len(of_source), ROWS_A_GROUP):
-            some = of_source[start : start + ROWS_A_GROUP]
-            rows = known.take(some[some >= 0], [*columns, "reason"])
-            yield _filtered(rows, ~present(rows["reason"])).select(list(columns))
+def _image_rows(numbers: Sequence[Numbers], known: KnownRows) -> Numbers:
+    """(n,) the known rows of all image files, in the order of the index."""
+    images = [np.zeros(0, dtype=np.int64)]
+    for some in (part[part >= 0] for of_source in numbers for part in _in_groups(of_source)):
+        images.append(some[~present(known.take(some, ["reason"])["reason"])])
+    return np.concatenate(images)
+
+
+def _in_groups(rows: Numbers) -> Iterator[Numbers]:
+    for start in range(0, len(rows), ROWS_A_GROUP):
+        yield rows[start : start + ROWS_A_GROUP]
+
+
+def _columns(rows: Numbers, known: KnownRows, columns: Sequence[str]) -> pa.Table:
+    """These columns of all rows, the repeating ones as dictionaries, which are small."""
+    pieces = [_encoded(known.take(some, columns)) for some in _in_groups(rows)]
+    if not pieces:
+        return empty(pa.schema([SCHEMA.field(name) for name in columns]))
+    return pa.concat_tables(pieces).unify_dictionaries()
 
 
 def _filtered(table: pa.Table, wanted: NDArray[np.bool_]) -> pa.Table:
@@ -124,9 +131,14 @@ def _encoded(table: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(arrays, names=table.column_names)
 
 
-def _digests(places: Sequence[tuple[str, str]], *, roots: Mapping[str, Path], pool: WorkerPool) -> list[str]:
-    """Content digests; a file that cannot be read again gets one that no other has."""
-    files = [roots[source] / path for source, path in places]
+def _digests(
+    places: Numbers, *, rows: Numbers, known: KnownRows, roots: Mapping[str, Path], pool: WorkerPool
+) -> list[str]:
+    """Content digests of the image files at these places; a file that cannot be read again gets one that no other has."""
+    table = known.take(rows[places], ["source", "path"])
+    files = [
+        roots[source] / path for source, path in zip(*(column.to_pylist() for column in table.columns), strict=True)
+    ]
     outcomes = pool.run_each(file_digest, files)
     return [f"not read: {file}" if isinstance(digest, Failure) else digest for file, digest in outcomes]
 
