@@ -29,7 +29,7 @@ from pipeline.arrow import from_numpy, from_values, to_numpy
 from pipeline.columns import BATCH_SCHEMA, SCHEMA
 from pipeline.errors import SourceError
 from pipeline.files import left_behind
-from pipeline.header_jobs import PRELOADED, list_directory, read_files
+from pipeline.header_jobs import PRELOADED, Files, list_directory, read_files
 from pipeline.identity import IdentityKey
 from pipeline.known import PASSING, KnownRows, part_names, parts_in, write_part
 from pipeline.listing import Entry, Listed, as_table, listed_members, walk
@@ -251,19 +251,20 @@ def _read(source: Listed, unread: NDArray[np.int64], pool: WorkerPool, key: Iden
     """The rows of the unread files, in their order. A batch that fails is read file by file, each under the budget alone."""
     read = partial(read_files, root=str(source.root), source=source.name, key=key)
     with WorkerPool(min(pool.size, 1), timeout_s=pool.timeout_s, memory_bytes=pool.memory_bytes) as alone:
-        for entries, outcome in pool.run_each(read, _batches(source.files, unread), chunk=BATCHES_A_WORKER):
+        for files, outcome in pool.run_each(read, _batches(source.files, unread), chunk=BATCHES_A_WORKER):
             if not isinstance(outcome, Failure):
                 yield _unpacked(outcome)
                 continue
-            for [entry], single in alone.run_each(read, ([entry] for entry in entries)):
-                yield _failed(source.name, entry, single) if isinstance(single, Failure) else _unpacked(single)
+            each: Iterator[Files] = (([path], [size], [time_ns]) for path, size, time_ns in zip(*files, strict=True))
+            for file, single in alone.run_each(read, each):
+                yield _failed(source.name, file, single) if isinstance(single, Failure) else _unpacked(single)
 
 
-def _batches(files: pa.Table, unread: NDArray[np.int64]) -> Iterator[list[Entry]]:
+def _batches(files: pa.Table, unread: NDArray[np.int64]) -> Iterator[Files]:
     for start in range(0, len(unread), FILES_A_BATCH):
         rows = files.select(["path", "bytes", "mtime_ns"]).take(from_numpy(unread[start : start + FILES_A_BATCH]))
-        columns = [column.to_pylist() for column in rows.columns]
-        yield [Entry(path, None, size, mtime) for path, size, mtime in zip(*columns, strict=True)]
+        paths, sizes, times_ns = (column.to_pylist() for column in rows.columns)
+        yield paths, sizes, times_ns
 
 
 def _unpacked(batch: bytes) -> pa.Table:
@@ -271,8 +272,9 @@ def _unpacked(batch: bytes) -> pa.Table:
         return reader.read_all()
 
 
-def _failed(source: str, entry: Entry, failure: Failure) -> pa.Table:
-    row = {"source": source, "path": entry.path, "bytes": entry.bytes, "mtime_ns": entry.mtime_ns}
+def _failed(source: str, file: Files, failure: Failure) -> pa.Table:
+    (path,), (size,), (mtime_ns,) = file
+    row = {"source": source, "path": path, "bytes": size, "mtime_ns": mtime_ns}
     row |= {"reason": str(failure.reason), "detail": failure.detail}
     return pa.Table.from_arrays(
         [from_values([row.get(field.name)], field.type) for field in BATCH_SCHEMA], schema=BATCH_SCHEMA

@@ -21,11 +21,11 @@ from pydicom.sequence import Sequence
 
 from pipeline.columns import COLUMNS, FLAG, INTEGER, REAL, REJECT_COLUMNS, REPEATING, TEXT
 from pipeline.dicom.phantom_objects import ct_slice, radiograph, save, structured_report
-from pipeline.entries import read_batch
 from pipeline.errors import RejectReason, SourceError
+from pipeline.header_jobs import Files, read_files
 from pipeline.identity import IdentityKey
 from pipeline.index import Index, index_source, index_sources, read_index
-from pipeline.listing import Entry, walk
+from pipeline.listing import walk
 from pipeline.summary import summary_text
 
 KEY = IdentityKey(b"a key for tests only")
@@ -302,10 +302,10 @@ def test_a_file_that_kills_its_reader_is_one_reject(export: Path, monkeypatch: p
     assert len(index.table) + len(index.rejects) == len(regular_files(export))
 
 
-def dies_at_cut(entries: list[Entry], **options: Any) -> bytes:
-    if any(entry.path == "cut" for entry in entries):
+def dies_at_cut(files: Files, **options: Any) -> bytes:
+    if "cut" in files[0]:
         os.abort()
-    return read_batch(entries, **options)
+    return read_files(files, **options)
 
 
 def test_the_index_needs_no_torch() -> None:

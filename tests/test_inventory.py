@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 from pipeline import inventory
 from pipeline.dicom.header import uid_name
 from pipeline.dicom.phantom_objects import ct_slice, save, structured_report
-from pipeline.entries import read_batch
 from pipeline.errors import SourceError
+from pipeline.header_jobs import Files, read_files
 from pipeline.identity import IdentityKey
 from pipeline.inventory import take_inventory
-from pipeline.listing import Entry
 from pipeline.uid_names import COMMON_NAMES
 
 KEY = IdentityKey(b"a key for tests only")
@@ -56,9 +55,9 @@ def read_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of the files that are read, in this process."""
     paths: list[str] = []
 
-    def read(entries: list[Entry], **options: Any) -> bytes:
-        paths.extend(entry.path for entry in entries)
-        return read_batch(entries, **options)
+    def read(files: Files, **options: Any) -> bytes:
+        paths.extend(files[0])
+        return read_files(files, **options)
 
     monkeypatch.setattr(inventory, "read_files", read)
     return paths
@@ -134,10 +133,10 @@ def test_what_may_have_passed_is_tried_again(export: Path, tmp_path: Path, monke
     assert "crashed" not in taken(export, tmp_path / "out")["rejected_by_reason"]
 
 
-def dies_at_f4(entries: list[Entry], **options: Any) -> bytes:
-    if any(entry.path.endswith("f4") for entry in entries):
+def dies_at_f4(files: Files, **options: Any) -> bytes:
+    if any(path.endswith("f4") for path in files[0]):
         os.abort()
-    return read_batch(entries, **options)
+    return read_files(files, **options)
 
 
 def test_sources_know_their_own_files(export: Path, tmp_path: Path, read_paths: list[str]) -> None:
