@@ -58,6 +58,7 @@ def measure(folder: Path, count: int, like: list[Path]) -> int:
         path.read_bytes()
     some = paths[:LOOP_FILES]
     plain_before = seconds(lambda: plain_loop(some))
+    shutil.rmtree(folder / "index", ignore_errors=True)
     first = seconds(lambda: index(export, folder / "index"))
     again = seconds(lambda: index(export, folder / "index"))
     plain = min(plain_before, seconds(lambda: plain_loop(some))) * len(paths) / len(some)
