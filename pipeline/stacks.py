@@ -61,6 +61,8 @@ REASONS = (
 """What `reason` of a stack is made of; several are joined by commas."""
 _BIT = {reason: 1 << place for place, reason in enumerate(REASONS)}
 
+SPACING_DECIMALS = 6
+"""Of millimetres: more are the noise of subtracting positions."""
 STACK_COLUMNS = (
     *("source", "path", "series_instance_uid", "collision", "frames", "rows", "columns"),
     *("image_position_patient", "image_orientation_patient", "frame_of_reference_uid", "pixel_spacing", *SPLIT_BY),
@@ -311,7 +313,7 @@ def _table(
         "rows": _common(reals(table["rows"])[member], group, count + more),
         "columns": _common(reals(table["columns"])[member], group, count + more),
         "orientation": words.take(from_numpy(plane)),
-        "spacing_mm": from_numpy(spacing, missing=np.isnan(spacing)),
+        "spacing_mm": from_numpy(np.round(spacing, SPACING_DECIMALS), missing=np.isnan(spacing)),
         "evenly_spaced": from_numpy(even, missing=np.isnan(spacing)),
         "sorted_by": words.take(from_numpy(sorted_by)),
         "reason": _reason_texts(np.append(stacks.reason, np.full(more, _BIT[UNLOCATED]))),

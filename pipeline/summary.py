@@ -110,10 +110,12 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     lines = [f"Source {name}: {location}" for name, location in summary["sources"].items()]
     lines.append(f"Found {summary['found']:,} → indexed {summary['indexed']:,}, rejected {summary['rejected']:,}")
     lines += [f"  {count:>9,}  {reason}" for reason, count in summary["rejected_by_reason"].items()]
-    counted = [_counted(summary[what], what) for what in ("patients", "studies", "series", "frames")]
+    counted = [_counted(summary[what], what) for what in ("patients", "studies", "series") if summary[what]]
+    counted.append(_counted(summary["frames"], "frames"))
     lines.append(f"Images: {', '.join(counted)}, {_size(summary['bytes'])}")
     for field, title in BREAKDOWNS.items():
-        lines.append(f"{title}: {_shown(summary[field])}")
+        if summary[field].keys() - {""}:
+            lines.append(f"{title}: {_shown(summary[field])}")
     lines += _remarks(summary)
     return "\n".join(lines)
 
@@ -146,7 +148,8 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
     stacks = summary["stacks"]
     if stacks.get("by_reason"):
         lines.append(
-            f"Stacks: {stacks['stacks']:,} of {_counted(stacks['series'], 'series')} (stacks.csv): {_shown(stacks['by_reason'])}"
+            f"{_counted(stacks['series'], 'series')} in {_counted(stacks['stacks'], 'stacks')} (stacks.csv), divided by: "
+            f"{_shown(stacks['by_reason'])}"
         )
     collisions = summary["collisions"]
     if collisions:
