@@ -21,6 +21,7 @@ from pipeline.breakdowns import breakdowns, class_counts, flow, missing_values, 
 from pipeline.cases import Cases
 from pipeline.columns import text
 from pipeline.config import digest
+from pipeline.dataset_split import dataset_split
 from pipeline.errors import ConfigError, RunError
 from pipeline.features import case_facts, words
 from pipeline.files import write_whole
@@ -33,7 +34,6 @@ from pipeline.report import audit_page
 from pipeline.run import EXCLUSIONS_FILE, INDEX_FOLDER, write_table
 from pipeline.shortcuts import WARN_OVER, audit_shortcuts
 from pipeline.sources import OpenedSource, open_dataset
-from pipeline.split import dataset_split
 
 AUDIT_FILE = "audit.json"
 PAGE_FILE = "audit.html"

@@ -27,6 +27,7 @@ from pipeline.dataset import (
     training_chain,
     window_of,
 )
+from pipeline.dataset_split import dataset_split
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import heatmap_scale
 from pipeline.fit import Fit, fit
@@ -59,7 +60,8 @@ from pipeline.run import (
     write_table,
 )  # fmt: skip
 from pipeline.sources import open_dataset
-from pipeline.split import SPLIT_COLUMNS, SPLITS, Split, check_split, counted, dataset_split, left_out
+from pipeline.split import SPLIT_COLUMNS, SPLITS, Split, check_split, counted
+from pipeline.split_file import left_out
 from transforms.intensity import describe_unit_range
 
 CACHE_FOLDER = "cache"

@@ -16,7 +16,8 @@ ROWS = [
     {"demo", "train", "evaluate", "infer", "audit", "doctor"},
     {"predict", "explain", "deliver", "figures", "report"},
     {
-        *("cases", "rules", "labels", "patients", "sheet", "worksheet", "split", "duplicates"),
+        *("cases", "rules", "labels", "patients", "sheet", "worksheet", "duplicates"),
+        *("split", "split_file", "split_ledger", "dataset_split"),
         *("shortcuts", "features", "breakdowns"),
         *("dataset", "cache", "model", "fit", "metrics", "roc", "run"),
     },

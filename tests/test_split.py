@@ -16,22 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import split as split_module
 from pipeline.cases import Cases
+from pipeline.dataset_split import dataset_split
 from pipeline.errors import ConfigError, RunError
 from pipeline.identity import IdentityKey
 from pipeline.manifest import Manifest, SplitRule
 from pipeline.sources import OpenedSource
-from pipeline.split import (
-    NOT_IN_FILE,
-    check_patients,
-    check_split,
-    dataset_split,
-    ledger_path,
-    left_out,
-    read_ledger,
-    split_cases,
-)  # fmt: skip
+from pipeline.split import Split, check_patients, check_split, split_cases
+from pipeline.split_file import NOT_IN_FILE, left_out
+from pipeline.split_ledger import ledger_path, locked, read_ledger
 
 KEY = IdentityKey(b"k" * 32)
 CLASSES = ["a", "b"]
@@ -370,9 +363,9 @@ def test_a_damaged_memory_is_an_error(content: str, message: str, tmp_path: Path
 def test_a_second_training_waits_for_the_first(tmp_path: Path):
     opened, manifest = _opened(tmp_path)
     path = ledger_path(opened, manifest, KEY)
-    found: list[split_module.Split] = []
+    found: list[Split] = []
     second = threading.Thread(target=lambda: found.append(dataset_split(_dataset(_of(20)), opened, manifest, KEY)))
-    with split_module._alone(path):
+    with locked(path):
         second.start()
         second.join(0.5)
         assert second.is_alive()

@@ -12,7 +12,7 @@ from pipeline.config import Config, load_config
 from pipeline.errors import RunError
 from pipeline.evaluate import _brief, evaluate
 from pipeline.labels import NOT_PROVEN
-from pipeline.split import NOT_IN_FILE
+from pipeline.split_file import NOT_IN_FILE
 from pipeline.train import train
 from tests.conftest import SMALL
 
