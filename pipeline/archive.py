@@ -170,12 +170,28 @@ def _records_of(path: Path) -> list[_Record]:
             directory = file.read(size)
         except OSError as error:
             raise Rejected(RejectReason.UNREADABLE, error.strerror or type(error).__name__) from None
-    records = [record for record in _parsed(directory) if not record.name.endswith("/") or record.bytes]
+    records = _apart([record for record in _parsed(directory) if not record.name.endswith("/") or record.bytes])
     if len({record.name for record in records}) == len(records):
         return records
     counts = Counter(record.name for record in records)
     twice = (RejectReason.UNSAFE_NAME, "its name stands in the archive twice")
     return [record._replace(refusal=twice) if counts[record.name] > 1 else record for record in records]
+
+
+def _apart(records: list[_Record]) -> list[_Record]:
+    """The records, refused where their bytes are another's too: a bomb inflates the same bytes over and over."""
+    order = sorted(range(len(records)), key=lambda number: records[number].offset)
+    overlapping, end = set(), 0
+    for before, number in zip([-1, *order], order, strict=False):
+        record = records[number]
+        if record.offset < end:
+            overlapping |= {before, number}
+        end = max(end, record.offset + _LOCAL.size + record.compressed)
+    refusal = (RejectReason.UNSAFE_NAME, "its bytes in the archive are another file's too")
+    return [
+        record._replace(refusal=record.refusal or refusal) if number in overlapping else record
+        for number, record in enumerate(records)
+    ]
 
 
 def _find_directory(file: BinaryIO) -> tuple[int, int]:

@@ -50,7 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     index.add_argument("source", metavar="SOURCE", help="an export folder or .zip, a DICOMDIR, a file, or a manifest")
     index.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="for index.parquet, rejects.csv, summary.json"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="for index.parquet, rejects.csv, stacks.csv, summary.json",
     )
     _add_root(index)
 

@@ -19,11 +19,13 @@ from pipeline.arrow import from_numpy, from_values, to_numpy
 COLLISION_COLUMNS = ("bytes", "sop_instance_uid", "sha256")
 
 
-def find_collisions(table: pa.Table, digest_of: Callable[[NDArray[np.int64]], list[str]]) -> tuple[pa.Array, pa.Array]:
+def find_collisions(
+    table: pa.Table, digest_of: Callable[[NDArray[np.int64]], list[str | None]]
+) -> tuple[pa.Array, pa.Array]:
     """`collision` and `sha256` (null where it was not needed) for each row of a table of `COLLISION_COLUMNS`.
 
-    `digest_of` gives the content digests of the files of rows; a file that cannot be read must get one of its own, so that it
-    proves nothing. Digests that the table knows already are not made again.
+    `digest_of` gives the content digests of the files of rows; None for a file that cannot be read, which proves
+    nothing. Digests that the table knows already are not made again.
     """
     uid = pc.dictionary_encode(table["sop_instance_uid"]).combine_chunks()
     codes = to_numpy(uid.indices, missing=-1).astype(np.int64)
@@ -37,7 +39,7 @@ def find_collisions(table: pa.Table, digest_of: Callable[[NDArray[np.int64]], li
     if len(alike):
         sha256[alike] = _digests(table["sha256"], alike, digest_of)
         for group in _groups(alike, codes[alike]):
-            if len(set(sha256[group])) == 1:
+            if len(set(sha256[group])) == 1 and sha256[group[0]] is not None:
                 collision[group] = "duplicate"
                 collision[group[0]] = ""
     return from_values(collision.tolist(), pa.string()), from_values(sha256.tolist(), pa.string())
@@ -60,8 +62,8 @@ def _groups(rows: NDArray[np.int64], codes: NDArray[np.int64]) -> list[NDArray[n
 
 
 def _digests(
-    known: pa.ChunkedArray, rows: NDArray[np.int64], digest_of: Callable[[NDArray[np.int64]], list[str]]
-) -> list[str]:
+    known: pa.ChunkedArray, rows: NDArray[np.int64], digest_of: Callable[[NDArray[np.int64]], list[str | None]]
+) -> list[str | None]:
     digests = known.take(from_numpy(rows)).to_pylist()
     unknown = [place for place, digest in enumerate(digests) if not digest]
     for place, digest in zip(unknown, digest_of(rows[unknown]), strict=True):

@@ -9,12 +9,13 @@ import pandas as pd
 
 from pipeline.cases import Cases
 from pipeline.errors import ConfigError
+from pipeline.files import alone
 from pipeline.identity import IdentityKey
 from pipeline.manifest import Manifest, SplitRule
 from pipeline.sources import OpenedSource
 from pipeline.split import FOLD, Split, check_split, counted, noun_of, renamed, split_cases
 from pipeline.split_file import split_from_file
-from pipeline.split_ledger import LEDGER_COLUMNS, ledger_path, locked, read_ledger, write_ledger
+from pipeline.split_ledger import LEDGER_COLUMNS, ledger_path, read_ledger, write_ledger
 
 
 def dataset_split(
@@ -31,7 +32,7 @@ def dataset_split(
     if not keep:
         return _around(cases, opened, manifest, key, read_ledger(opened, manifest, key))
     try:
-        with locked(path):
+        with alone(path.parent, "divides patients in"):
             earlier = read_ledger(opened, manifest, key)
             split = _around(cases, opened, manifest, key, earlier)
             write_ledger(path, split.table, cases.joined, earlier)

@@ -33,7 +33,6 @@ FORMATS_BY_MAGIC = (
     (344, b"ni1\0", "NIfTI"),
     (4, b"n+2\0", "NIfTI"),
     (4, b"ni2\0", "NIfTI"),
-    (4, b"ni2\0", "NIfTI"),
     (0, b"\x1f\x8b", "gzip"),
     (0, b"PK\x03\x04", "zip archive"),
     (0, b"%PDF", "PDF"),

@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.dataset import image_files
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import evidence_in_source
-from pipeline.files import write_whole
+from pipeline.files import file_digest, write_whole
 from pipeline.index import Index, read_index
 from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT, labelled_cases
 from pipeline.manifest import Manifest
@@ -74,7 +74,9 @@ def evaluate(
     `data`: a manifest of other data, all of whose cases are evaluated, in place of a split of the run's own.
     """
     model, config = load_model(run), read_config(run)
-    subject = _other_data(run, data, root, model, progress) if data else _own_split(run, split)
+    subject = (
+        _other_data(run, data, root, model, progress) if data else _own_split(run, split, model.facts.split_sha256)
+    )
     files = image_files(subject.images, subject.index.roots)
     shown = track(predict_files(model, files), f"evaluating {subject.name}", len(files), show=progress)
     images = image_table(subject.images, [_without_pixels(result) for result in shown], model)
@@ -92,16 +94,24 @@ def evaluate(
     return record | {"folder": str(subject.folder)}
 
 
-def _own_split(run: Path, split: str) -> Subject:
+def _own_split(run: Path, split: str, split_sha256: str) -> Subject:
     if split not in SPLITS:
         raise ConfigError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     manifest = read_manifest(run)
     table = read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
     check_split(table)
+    if split_sha256 not in ("", file_digest(run / SPLIT_FILE)):
+        raise RunError(
+            f"{run / SPLIT_FILE}: is not the one that the model was trained with; restore it, or train again"
+        )
     index = read_index(run / INDEX_FOLDER, columns_needed(manifest))
     grouped = _grouped(run, index, manifest)
     if manifest.patients.source == "dicom":
         check_patients(table, grouped.images)
+    if split_sha256 not in ("", file_digest(run / SPLIT_FILE)):
+        raise RunError(
+            f"{run / SPLIT_FILE}: is not the one that the model was trained with; restore it, or train again"
+        )
     wanted = table.loc[table["split"] == split, ["case_id", "label", "patient_key"]]
     cases = grouped.cases.assign(case_id=text(grouped.cases["case_id"])).merge(wanted, on="case_id", how="inner")
     if len(cases) < len(wanted):

@@ -28,7 +28,7 @@ from pipeline.archive import is_archive, list_members
 from pipeline.arrow import from_numpy, from_values, to_numpy
 from pipeline.columns import BATCH_SCHEMA, SCHEMA
 from pipeline.errors import SourceError
-from pipeline.files import left_behind
+from pipeline.files import alone, left_behind
 from pipeline.header_jobs import PRELOADED, Files, list_directory, read_files
 from pipeline.identity import IdentityKey
 from pipeline.known import PASSING, KnownRows, part_names, parts_in, write_part
@@ -38,7 +38,7 @@ from pipeline.tables import INDEX_FILE, REJECTS_FILE, STACKS_FILE, SUMMARY_FILE,
 from pipeline.work import Failure, WorkerPool, default_workers
 
 WORK_FOLDER = ".indexing"
-REVISION = 1
+REVISION = 2
 """Of what rows say: with another one all files are read again."""
 
 ROWS_A_PART = 65_536
@@ -67,19 +67,20 @@ def take_inventory(
     `workers`: processes, by default one a CPU; 0 reads in this process, without a budget of time and memory. Raises SourceError
     where there is nothing to read.
     """
-    with _header_pool(workers) as pool:
+    with alone(out, "indexes into"), _header_pool(workers) as pool:
         sources = [_list(name, place, pool) for name, place in places]
         _check(sources)
         state = _state(sources, key)
         summary = _current(out, state)
         if summary is None:
             _tidy(out)
-            work = _work_folder(out, key)
-            known = KnownRows(*_tables_before(out, key), parts_in(work))
-            rows = [_rows_of(source, known, work, pool, key, progress) for source in sources]
+            work = {source.name: _work_folder(out, key, source) for source in sources}
+            parts = [part for folder in work.values() for part in parts_in(folder)]
+            known = KnownRows(*_tables_before(out, key), parts, {source.name: str(source.root) for source in sources})
+            rows = [_rows_of(source, known, work[source.name], pool, key, progress) for source in sources]
             known.forget_keys()
             summary = write_tables(sources, rows, known, out, pool, metadata={"state": state, "version": _version(key)})
-    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
+        shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return summary
 
 
@@ -173,8 +174,9 @@ def _current(out: Path, state: str) -> dict[str, Any] | None:
     except (OSError, ValueError, pa.ArrowException):
         return None
     whole = written.get(b"state") == state.encode() and summary.get("state") == state
-    again = PASSING & summary.get("rejected_by_reason", {}).keys()
-    return summary if whole and not again and (out / REJECTS_FILE).is_file() else None
+    again = summary.get("unhashed", 0) or PASSING & summary.get("rejected_by_reason", {}).keys()
+    there = all((out / name).is_file() for name in (REJECTS_FILE, STACKS_FILE))
+    return summary if whole and there and not again else None
 
 
 def _tables_before(out: Path, key: IdentityKey) -> tuple[Path | None, Path | None]:
@@ -196,14 +198,19 @@ def _tidy(out: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _work_folder(out: Path, key: IdentityKey) -> Path:
-    """Where parts are kept until the tables are written; parts of another version or key are removed."""
-    folder = out / WORK_FOLDER / hashlib.sha256(_version(key).encode()).hexdigest()[:16]
+def _work_folder(out: Path, key: IdentityKey, source: Listed) -> Path:
+    """Where a source's parts are kept until the tables are written; parts of another version or key are removed."""
+    ours = out / WORK_FOLDER / _digest(_version(key))
     for other in (out / WORK_FOLDER).glob("*"):
-        if other != folder:
+        if other != ours:
             shutil.rmtree(other, ignore_errors=True)
+    folder = ours / _digest(f"{source.name}\x1f{source.root}")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _digest(said: str) -> str:
+    return hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 # --- read

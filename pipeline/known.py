@@ -8,7 +8,8 @@ a part's name says which is newer.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,18 +51,25 @@ class _Group:
 class KnownRows:
     """Rows by number: `find` gives the numbers of files, `take` the rows of numbers."""
 
-    def __init__(self, index: Path | None, rejects: Path | None, parts: Sequence[Path]) -> None:
+    def __init__(
+        self, index: Path | None, rejects: Path | None, parts: Sequence[Path], roots: Mapping[str, str] | None = None
+    ) -> None:
+        """`roots`: of the sources as they are now; rows of the index that came from elsewhere are not known."""
         self._groups: list[_Group] = []
         self._keys: list[pa.Table] = []
         self._starts = np.zeros(0, dtype=np.int64)
         self._held: list[pa.Table] = []
+        self._moved: set[str] = set()
         self._read = lru_cache(GROUPS_HELD)(self._read_group)
         for part in parts:
             self.add(part)
-        if index is not None:
+        if index is not None and rejects is not None:
+            before = json.loads((pq.read_schema(index).metadata or {}).get(b"roots", b"{}"))
+            self._moved = {name for name, root in before.items() if (roots or before).get(name) != root}
             self._add_index(index)
-        for table in _rejected_before(rejects) if rejects is not None else ():
-            self.hold(table)
+            for table in _rejected_before(rejects):
+                self.hold(table)
+            self._moved = set()
 
     def __len__(self) -> int:
         return sum(group.rows for group in self._groups)
@@ -118,9 +126,9 @@ class KnownRows:
         return table if (np.diff(order) == 1).all() else table.take(from_numpy(np.argsort(order, kind="stable")))
 
     def _add(self, path: Path | None, number: int, keys: pa.Table) -> None:
-        """A group of rows, unless they are of several sources: such a one is not from here, and its files are read again."""
+        """A group of rows, unless they are of several sources, or of one that is another now: such files are read again."""
         sources = pc.unique(keys["source"]).to_pylist()
-        if len(sources) == 1:
+        if len(sources) == 1 and sources[0] not in self._moved:
             self._starts = np.append(self._starts, len(self))
             self._groups.append(_Group(sources[0], path, number, len(keys)))
             self._keys.append(keys.select(KEY_COLUMNS))
@@ -160,13 +168,17 @@ def _rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
 
 
 def _rejected_before(path: Path) -> Iterator[pa.Table]:
-    """What rejects.csv tells of files that were read, as rows of `BATCH_SCHEMA`, source by source."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["bytes"] and row["reason"] not in PASSING]
+    """What rejects.csv tells of files that were read, as rows of `BATCH_SCHEMA`, source by source; nothing where it is damaged."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["bytes"] and row["reason"] not in PASSING]
+            rows = [row | {name: int(row[name]) for name in ("bytes", "mtime_ns")} for row in rows]
+    except (TypeError, ValueError, KeyError, csv.Error):
+        return
     for source, of_source in groupby(rows, key=itemgetter("source")):
         some = list(of_source)
         columns: dict[str, list[Any]] = {name: [row[name] for row in some] for name in ("path", "reason", "detail")}
-        columns |= {name: [int(row[name]) for row in some] for name in ("bytes", "mtime_ns")}
+        columns |= {name: [row[name] for row in some] for name in ("bytes", "mtime_ns")}
         columns["source"] = [source] * len(some)
         nothing = [None] * len(some)
         arrays = [from_values(columns.get(field.name, nothing), field.type) for field in BATCH_SCHEMA]

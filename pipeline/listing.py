@@ -111,7 +111,8 @@ def _shown(name: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
+        escaped = os.fsencode(name.replace("\\", "\\\\"))  # or another name might be shown the same
+        return escaped.decode("utf-8", "backslashreplace")
     return name
 
 

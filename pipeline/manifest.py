@@ -112,7 +112,7 @@ class Blocks(Settings):
 class NearDuplicates(Settings):
     """Cases with images that look alike are taken for one patient's."""
 
-    distance: Annotated[int, Field(ge=0, le=16)] = 2
+    distance: Annotated[int, Field(ge=0, le=6)] = 2
     """Images are alike if their perceptual hashes (64 bits) differ in at most so many. On lung CT slices 2 finds neighbours of a series, 4
     begins to join strangers."""
 

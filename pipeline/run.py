@@ -88,6 +88,8 @@ class ModelFacts(Settings):
     """Logits are divided by it before the softmax."""
     threshold: float
     """Two classes: positive from this probability on."""
+    split_sha256: str = ""
+    """Of split.csv: figures of another split are none of this model's."""
     scope: dict[str, list[str]]
     """Index column → values seen in training; a case with another value is out of scope."""
 

@@ -238,7 +238,7 @@ def _judge_features(samples: Sequence[Sample], progress: bool) -> list[dict[str,
         values = sample.features[name]
         scores = held_out_scores(encode(values.to_frame(), sample.subjects.patient), sample.subjects)
         areas = areas_of(scores, sample.subjects)
-        trap = _trap(values, sample.label, sample.subjects.classes) if areas.told() else ""
+        trap = _trap(values, sample.label, sample.subjects.classes, sample.subjects.patient) if areas.told() else ""
         if areas.mean:
             judged.append({"name": name, "group": group_of[name], "auroc": areas.mean, "trap": trap})
     return sorted(judged, key=lambda one: (-one["auroc"]["value"], one["name"]))
@@ -321,13 +321,17 @@ def _areas(scores: Floats, subjects: Subjects, weights: Floats) -> Floats:
     return np.stack(areas)
 
 
-def _trap(values: pd.Series, label: pd.Series, classes: Sequence[str]) -> str:
-    """`color_mode RGBA: 479 of 479 non-COVID, 67 of 480 COVID`, or medians."""
-    if pd.api.types.is_numeric_dtype(values) and values.nunique() > COUNTED_LEVELS:
+def _trap(values: pd.Series, label: pd.Series, classes: Sequence[str], patient: Any) -> str:
+    """`color_mode RGBA: 479 of 479 non-COVID, 67 of 480 COVID`, or medians; never a value that one patient has alone."""
+    numeric = pd.api.types.is_numeric_dtype(values)
+    if numeric and (values.nunique() > COUNTED_LEVELS or values.name == "patient_age_years"):
         medians = values.groupby(label, observed=True).median()
         shown = ", ".join(f"{_short(medians.get(name, np.nan))} in {name}" for name in classes)
         return f"{values.name}: median {shown}"
-    words = values.map(_short) if pd.api.types.is_numeric_dtype(values) else values
+    words = values.map(_short) if numeric else values
+    having = pd.Series(np.asarray(patient), index=words.index).groupby(words.astype("object"), observed=True).nunique()
+    rare = having.index[having < FEWEST_PATIENTS_A_LEVEL]
+    words = words.astype("object").where(~words.isin(rare), "(rare)")
     counts = pd.crosstab(words, label).reindex(columns=list(classes), fill_value=0)
     totals = {name: int((label == name).sum()) for name in classes}
     shares = counts / [max(total, 1) for total in totals.values()]

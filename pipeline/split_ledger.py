@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -15,7 +13,6 @@ from pipeline.errors import RunError
 from pipeline.files import whole_file
 from pipeline.identity import IdentityKey
 from pipeline.manifest import Manifest
-from pipeline.progress import say
 from pipeline.sources import OpenedSource
 from pipeline.split import FOLD, FOLDED, SPLITS, numbered, strata_of
 
@@ -93,26 +90,3 @@ def write_ledger(path: Path, table: pd.DataFrame, joined: Mapping[str, str], ear
         return
     with whole_file(path) as file:
         pyarrow.csv.write_csv(pyarrow.Table.from_pandas(merged, preserve_index=False), file)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Two trainings that begin together must not each place the same new patients: the second waits for the first."""
-    with open(path.with_suffix(".lock"), "w") as file:
-        _lock(file, path)
-        yield
-
-
-def _lock(file: TextIO, path: Path) -> None:
-    """Until the file is closed; nothing where the system has no such locks (Windows, some network disks): the last to write wins."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say(f"waiting for another training that divides the patients ({path.name})")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        return

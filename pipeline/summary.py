@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import RadloopError
+
 SHOWN_VALUES = 8
 """Of each breakdown, values on the terminal; summary.json has all."""
 COUNTED = {
@@ -32,8 +34,9 @@ BREAKDOWNS = {
 class Counts:
     """Counts of an index while it is written, group by group. Breakdowns count files; files without the value count as ''."""
 
-    def __init__(self, sources: Mapping[str, str], state: str) -> None:
-        self._sources, self._state = dict(sources), state
+    def __init__(self, sources: Mapping[str, str], state: str, listed: int, unhashed: int) -> None:
+        """`listed`: files that the sources hold. `unhashed`: those that could not be read for their digest, to be tried again."""
+        self._sources, self._state, self._listed, self._unhashed = dict(sources), state, listed, unhashed
         self._sums = Counter[str]()
         self._values = {column: Counter[str]() for column in (*COUNTED.values(), "collision")}
         self._distinct: dict[str, set[int]] = {column: set() for column in DISTINCT.values()}
@@ -67,8 +70,17 @@ class Counts:
         self._stacks = {"series": len(series), "stacks": len(stacks), "by_reason": _ordered(reasons)}
 
     def to_json(self, names_of: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, Any]:
-        """Plain values for JSON. `found` = `indexed` + `rejected`, what a DICOMDIR misses among the latter. `names_of`: of UIDs."""
+        """Plain values for JSON. `found`: what was listed, and what a DICOMDIR misses. `names_of`: of UIDs.
+
+        Raises RadloopError where indexed and rejected files are not as many.
+        """
         rejected = self._reasons.total()
+        found = self._listed + sum(counts["missing"] for counts in self._directories.values())
+        if found != self._sums["indexed"] + rejected:
+            raise RadloopError(
+                f"{found} files were found, {self._sums['indexed']} indexed and {rejected} rejected: this is a fault of radloop; "
+                "remove the index's folder and index again"
+            )
         breakdowns = {name: _ordered(self._values[column]) for name, column in COUNTED.items()}
         for name in ("sop_classes", "transfer_syntaxes"):
             breakdowns[name] = _named(breakdowns[name], names_of)
@@ -76,7 +88,7 @@ class Counts:
         collisions.pop("", None)
         return {
             "sources": self._sources,
-            "found": self._sums["indexed"] + rejected,
+            "found": found,
             "indexed": self._sums["indexed"],
             "rejected": rejected,
             "rejected_by_reason": _ordered(self._reasons),
@@ -85,6 +97,7 @@ class Counts:
             **{name: len(self._distinct[column]) for name, column in DISTINCT.items()},
             **breakdowns,
             "collisions": collisions,
+            "unhashed": self._unhashed,
             "stacks": self._stacks,
             "paths_that_hold_identity": self._sums["path_holds_identity"],
             "directories": self._directories,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,7 @@ class _Derived:
     collision: pa.Array
     sha256: pa.Array
     stack: pa.Array
+    unhashed: int
 
     def slice(self, start: int, count: int) -> dict[str, pa.Array]:
         return {name: getattr(self, name).slice(start, count) for name in ("collision", "sha256", "stack")}
@@ -68,14 +69,18 @@ def write_tables(
     index, its `state` into the summary too.
     """
     derived, stacks = _derive(sources, numbers, known, pool)
-    counts = Counts({source.name: str(source.root) for source in sources}, metadata["state"])
+    roots = {source.name: str(source.root) for source in sources}
+    listed = sum(len(source.files) for source in sources)
+    counts = Counts(roots, metadata["state"], listed, derived.unhashed)
     with whole_file(out / INDEX_FILE) as index:
         with (
-            pq.ParquetWriter(index, SCHEMA.with_metadata(dict(metadata)), compression="zstd") as writer,
+            pq.ParquetWriter(
+                index, SCHEMA.with_metadata(dict(metadata) | {"roots": json.dumps(roots)}), compression="zstd"
+            ) as writer,
             whole_file(out / REJECTS_FILE) as file,
         ):
             rejects = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-            _write_rows(sources, numbers, known, derived, counts, writer, csv.writer(rejects, lineterminator="\n"))
+            _write_rows(sources, numbers, known, derived, counts, writer, Rows(rejects))
             rejects.detach()
         write_whole(out / STACKS_FILE, _csv(stacks))
         counts.count_stacks(stacks)
@@ -90,11 +95,18 @@ def _derive(
     """Collisions, then stacks, so that never the columns of both are held."""
     rows = _image_rows(numbers, known)
     roots = {source.name: source.root for source in sources}
-    digest_of = partial(_digests, rows=rows, known=known, roots=roots, pool=pool)
+    unhashed = 0
+
+    def digest_of(places: Numbers) -> list[str | None]:
+        nonlocal unhashed
+        digests = _digests(places, rows=rows, known=known, roots=roots, pool=pool)
+        unhashed += digests.count(None)
+        return digests
+
     collision, sha256 = find_collisions(_columns(rows, known, COLLISION_COLUMNS), digest_of)
     table = _columns(rows, known, [name for name in STACK_COLUMNS if name != "collision"])
     stack, stacks = stack_series(table.append_column("collision", collision).select(STACK_COLUMNS))
-    return _Derived(collision, sha256, from_numpy(stack, missing=stack < 0)), stacks
+    return _Derived(collision, sha256, from_numpy(stack, missing=stack < 0), unhashed), stacks
 
 
 def _image_rows(numbers: Sequence[Numbers], known: KnownRows) -> Numbers:
@@ -133,14 +145,14 @@ def _encoded(table: pa.Table) -> pa.Table:
 
 def _digests(
     places: Numbers, *, rows: Numbers, known: KnownRows, roots: Mapping[str, Path], pool: WorkerPool
-) -> list[str]:
-    """Content digests of the image files at these places; a file that cannot be read again gets one that no other has."""
+) -> list[str | None]:
+    """Content digests of the image files at these places, None for a file that cannot be read again."""
     table = known.take(rows[places], ["source", "path"])
     files = [
         roots[source] / path for source, path in zip(*(column.to_pylist() for column in table.columns), strict=True)
     ]
     outcomes = pool.run_each(file_digest, files)
-    return [f"not read: {file}" if isinstance(digest, Failure) else digest for file, digest in outcomes]
+    return [None if isinstance(digest, Failure) else digest for _, digest in outcomes]
 
 
 def _names(uids: Sequence[str], *, pool: WorkerPool) -> list[str]:
@@ -157,7 +169,7 @@ def _write_rows(
     derived: _Derived,
     counts: Counts,
     index: pq.ParquetWriter,
-    rejects: Any,
+    rejects: Rows,
 ) -> None:
     rejects.writerow(REJECT_COLUMNS)
     written = 0
@@ -247,9 +259,22 @@ class _Directory:
             counts.count_directory(source, len(self._wanted), len(self.missing()), self._unlisted)
 
 
+class Rows:
+    """Writes rows of CSV. A cell with a carriage return, which file names may hold, is quoted: the csv module would not."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._plain = csv.writer(file, lineterminator="\n")
+        self._quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def writerow(self, row: Sequence[Any]) -> None:
+        odd = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (self._quoting if odd else self._plain).writerow(row)
+
+
 def _csv(table: pa.Table) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = Rows(text)
     writer.writerow(table.column_names)
-    writer.writerows(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        writer.writerow(row)
     return text.getvalue()

@@ -30,6 +30,7 @@ from pipeline.dataset import (
 from pipeline.dataset_split import dataset_split
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import heatmap_scale
+from pipeline.files import file_digest
 from pipeline.fit import Fit, fit
 from pipeline.identity import IdentityKey
 from pipeline.index import Index, read_index
@@ -237,7 +238,7 @@ def _finish(
     network: Classifier = fitted.network
     network.load_state_dict(fitted.best_weights)
     seen = cases.images[cases.images["case_id"].isin(split.loc[split["split"] == "train", "case_id"])]
-    facts = _facts(config, manifest, fitted, origin) | {"scope": scope_of(seen)}
+    facts = _facts(config, manifest, fitted, origin, out) | {"scope": scope_of(seen)}
     provisional = trained_model(network, ModelFacts(**facts, heatmap_scale=1.0, weights_sha256=""), device)
     evidence = []
     for rows in batched(validation.rows):
@@ -247,7 +248,7 @@ def _finish(
     return write_model(out, fitted.best_weights, facts | {"heatmap_scale": heatmap_scale(evidence)})
 
 
-def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigin) -> dict[str, Any]:
+def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigin, out: Path) -> dict[str, Any]:
     mean, std = input_statistics(config.preprocessing, config.network.channels)
     return {
         "name": config.name,
@@ -267,6 +268,7 @@ def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigi
         "initial_weights_sha256": origin.sha256,
         "best_epoch": fitted.best_epoch,
         "threshold": config.evaluation.threshold,
+        "split_sha256": file_digest(out / SPLIT_FILE),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 import warnings
+import zipfile
 from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from datetime import date, datetime, time
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 
+WORKBOOK_BYTES = 256 * 2**20
+"""Most that an XLSX may inflate to: some million rows."""
 SEPARATORS = (",", ";", "\t", "|")
 """Excel writes semicolons where the comma is the decimal sign."""
 ROWS_A_BATCH = 8192
@@ -111,6 +114,12 @@ def _workbook_rows(path: Path, worksheet: str) -> Generator[Row, None, None]:
     from openpyxl import load_workbook
 
     try:
+        with zipfile.ZipFile(path) as archive:
+            inflated = sum(member.file_size for member in archive.infolist())
+        if inflated > WORKBOOK_BYTES:
+            raise ConfigError(
+                f"{path}: inflates to {inflated >> 20} MiB, of {WORKBOOK_BYTES >> 20} allowed; save the worksheet as CSV"
+            )
         with closing(load_workbook(path, read_only=True, data_only=True)) as book:
             sheet = _named_worksheet(path, book.worksheets, worksheet)
             sheet.reset_dimensions()  # some programs write a wrong size, and rows beyond it would be lost

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from pipeline import inventory
 from pipeline.dicom.header import uid_name
 from pipeline.dicom.phantom_objects import ct_slice, save, structured_report
-from pipeline.errors import SourceError
+from pipeline.errors import Rejected, RejectReason, SourceError
 from pipeline.header_jobs import Files, read_files
 from pipeline.identity import IdentityKey
+from pipeline.index import read_index
 from pipeline.inventory import take_inventory
 from pipeline.uid_names import COMMON_NAMES
 
@@ -242,15 +243,108 @@ def test_killed_at_any_moment_the_next_call_ends_with_the_same_bytes(
     lasts = time.monotonic() - started
     moments = random.Random(seed)
     progress = []
-    for _ in range(6):
+    for round_ in range(6):
         process = start(source, out)
-        time.sleep(moments.uniform(0.2, 1.0) * lasts)
+        while round_ == 0 and process.poll() is None and not list((out / ".indexing").rglob("*.arrow")):
+            time.sleep(0.001)  # the first kill comes as soon as there is something to lose
+        time.sleep(0.0 if round_ == 0 else moments.uniform(0.2, 1.0) * lasts)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         progress.append(len(list((out / ".indexing").rglob("*.arrow"))) if out.exists() else 0)
     assert start(source, out).wait() == 0
     assert contents(out) == contents(tmp_path / "whole")
-    assert max(progress) > 0 or (out / "index.parquet").exists()
+    assert max(progress) > 0  # the kills left something to go on from
+
+
+def test_killed_before_or_after_any_rename(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moments that killing at random hardly meets: around each file's appearance."""
+    taken(export, tmp_path / "fresh")
+    rename = os.replace
+    for moment in range(20):
+        left = moment
+
+        def dies(source: str, target: str) -> None:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            rename(source, target)
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+
+        out = tmp_path / f"out{moment}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dies)
+            patch.setattr(inventory, "PART_EVERY_S", 0.0)
+            patch.setattr(inventory, "FILES_A_BATCH", 4)
+            try:
+                taken(export, out)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        taken(export, out)
+        assert contents(out) == contents(tmp_path / "fresh")
+    assert moment > 8
+
+
+def test_two_calls_into_one_folder_take_turns(
+    tmp_path: Path, originals: list[bytes], start: Callable[[Path, Path], subprocess.Popen[str]]
+) -> None:
+    for number in range(300):
+        path = tmp_path / "export" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(originals[number % len(originals)])
+    both = [start(tmp_path / "export", tmp_path / "out") for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    taken(tmp_path / "export", tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_carriage_return_in_a_name(export: Path, tmp_path: Path, read_paths: list[str]) -> None:
+    (export / "Icon\r").write_text("text")
+    taken(export, tmp_path / "out")
+    read_paths.clear()
+    (export / "new").write_text("text")
+    taken(export, tmp_path / "out")
+    assert read_paths == ["new"]
+    assert "Icon\r" in set(read_index(tmp_path / "out").rejects["path"])
+
+
+def test_another_disk_with_the_same_names_is_read_anew(export: Path, tmp_path: Path, read_paths: list[str]) -> None:
+    other = tmp_path / "other" / "export"
+    shutil.copytree(export, other)  # with sizes and times
+    taken(export, tmp_path / "out")
+    read_paths.clear()
+    taken(other, tmp_path / "out")
+    assert len(read_paths) == 12
+
+
+def test_a_file_that_cannot_be_read_for_its_digest_proves_nothing(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.tables.file_digest", cannot_read)
+        summary = taken(export, tmp_path / "out")
+    assert summary["collisions"].keys() == {"conflict"}
+    assert summary["unhashed"] > 0
+    assert b"not read" not in (tmp_path / "out" / "index.parquet").read_bytes()
+    taken(export, tmp_path / "out")
+    taken(export, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def cannot_read(path: Path) -> str:
+    raise Rejected(RejectReason.UNREADABLE, "input/output error")
+
+
+def test_lost_stacks_are_written_again(export: Path, tmp_path: Path) -> None:
+    taken(export, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "stacks.csv").unlink()
+    taken(export, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
 
 
 def test_common_names_are_the_standards() -> None:

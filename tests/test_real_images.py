@@ -11,6 +11,8 @@ import pytest
 
 from pipeline.cases import group_images
 from pipeline.config import load_config
+from pipeline.identity import IdentityKey
+from pipeline.index import index_source
 from pipeline.infer import infer
 from pipeline.labels import label_cases
 from pipeline.sources import open_source
@@ -98,3 +100,15 @@ def test_shipped_manifests_find_labels_and_patients(name: str, cases: int, label
     assert split.groupby("patient_key")["split"].nunique().eq(1).all()
     if name == "ct_slices":
         assert any("independence is not proven" in warning for warning in labelled.warnings)
+
+
+def test_an_index_of_everything_reconciles(real_data: Path) -> None:
+    """All that lies in the folder, found by other means, is in one of the two tables, and every breakdown adds up."""
+    index = index_source(real_data, key=IdentityKey(b"a key for tests only"))
+    files = {path.relative_to(real_data).as_posix() for path in real_data.rglob("*") if path.is_file()}
+    assert Counter([*index.table["path"], *index.rejects["path"]]) == Counter(files)
+    summary = index.summary
+    assert summary["found"] == len(files)
+    assert sum(summary["rejected_by_reason"].values()) == summary["rejected"] == len(index.rejects)
+    for breakdown in ("formats", "modalities", "sop_classes", "transfer_syntaxes", "manufacturers"):
+        assert sum(summary[breakdown].values()) == summary["indexed"] == len(index.table)

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from pipeline.cases import Cases
 from pipeline.dataset_split import dataset_split
 from pipeline.errors import ConfigError, RunError
+from pipeline.files import alone
 from pipeline.identity import IdentityKey
 from pipeline.manifest import Manifest, SplitRule
 from pipeline.sources import OpenedSource
 from pipeline.split import Split, check_patients, check_split, split_cases
 from pipeline.split_file import NOT_IN_FILE, left_out
-from pipeline.split_ledger import ledger_path, locked, read_ledger
+from pipeline.split_ledger import ledger_path, read_ledger
 
 KEY = IdentityKey(b"k" * 32)
 CLASSES = ["a", "b"]
@@ -365,7 +366,7 @@ def test_a_second_training_waits_for_the_first(tmp_path: Path):
     path = ledger_path(opened, manifest, KEY)
     found: list[Split] = []
     second = threading.Thread(target=lambda: found.append(dataset_split(_dataset(_of(20)), opened, manifest, KEY)))
-    with locked(path):
+    with alone(path.parent, "tests"):
         second.start()
         second.join(0.5)
         assert second.is_alive()
