@@ -27,7 +27,7 @@ from pipeline.features import case_facts, words
 from pipeline.files import write_whole
 from pipeline.identity import IdentityKey
 from pipeline.index import Index
-from pipeline.labels import labelled_cases
+from pipeline.labels import check_labels, labelled_cases
 from pipeline.manifest import Manifest
 from pipeline.metrics import FEW_PATIENTS
 from pipeline.report import audit_page
@@ -64,6 +64,7 @@ def audit(
     manifest, key = opened.manifest, opened.key()
     assert manifest is not None
     opened.refuse_output(out)
+    check_labels(opened, manifest, key)
     index = opened.index(key, out=out / INDEX_FOLDER, workers=workers, progress=progress)
     cases = labelled_cases(index, opened, manifest, key, progress=progress)
     facts = case_facts(cases, index.table)
@@ -259,5 +260,8 @@ def _shortcut_lines(shortcuts: Mapping[str, Any]) -> list[str]:
     if not tested:
         return [f"  not tested: {shortcuts['groups'][-1]['reason']}"]
     lines = [f"  {'!' if one['warned'] else ' '} {one['title']}: {bounds_text(one['auroc'])}" for one in tested]
-    untested = [group["title"].lower() for group in shortcuts["groups"] if not group["auroc"]]
-    return lines + ([f"    the same for every case: {', '.join(untested)}"] if untested else [])
+    reasons: dict[str, list[str]] = {}
+    for group in shortcuts["groups"]:
+        if not group["auroc"]:
+            reasons.setdefault(group["reason"], []).append(group["title"].lower())
+    return lines + [f"    {reason}: {', '.join(titles)}" for reason, titles in reasons.items()]

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.explain import evidence_in_source
 from pipeline.files import file_digest, write_whole
 from pipeline.index import Index, read_index
-from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT, labelled_cases
+from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT, check_labels, labelled_cases
 from pipeline.manifest import Manifest
 from pipeline.metrics import Evaluation, evaluate_predictions
 from pipeline.predict import (
@@ -100,10 +100,6 @@ def _own_split(run: Path, split: str, split_sha256: str) -> Subject:
     manifest = read_manifest(run)
     table = read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
     check_split(table)
-    if split_sha256 not in ("", file_digest(run / SPLIT_FILE)):
-        raise RunError(
-            f"{run / SPLIT_FILE}: is not the one that the model was trained with; restore it, or train again"
-        )
     index = read_index(run / INDEX_FOLDER, columns_needed(manifest))
     grouped = _grouped(run, index, manifest)
     if manifest.patients.source == "dicom":
@@ -149,6 +145,7 @@ def _other_data(run: Path, data: str, root: Path | None, model: TrainedModel, pr
         if own != others:
             raise ConfigError(f"--data {data}: its {name} is {others}, the model's is {own}")
     key = opened.key()
+    check_labels(opened, manifest, key)
     folder = run / EVALUATION_FOLDER / f"data-{manifest.name}"
     index = opened.index(key, out=folder / INDEX_FOLDER, columns=columns_needed(manifest), progress=progress)
     labelled = labelled_cases(index, opened, manifest, key, progress=progress)

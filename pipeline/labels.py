@@ -80,6 +80,14 @@ IDENTITY_KEYWORD = re.compile(
 """Attributes and columns, without '_', that say who the patient is: a label never comes from them."""
 
 
+def check_labels(opened: OpenedSource, manifest: Manifest, key: IdentityKey) -> None:
+    """ConfigError for a sheet or an attribute that cannot be, before hours of indexing rather than after."""
+    if manifest.sheet:
+        read_sheet(manifest, opened, key)
+    if manifest.labels.source == "attribute":
+        _attribute_column(manifest.labels)
+
+
 def labelled_cases(
     index: Index, opened: OpenedSource, manifest: Manifest, key: IdentityKey, *, progress: bool = False
 ) -> Cases:

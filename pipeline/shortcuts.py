@@ -200,19 +200,22 @@ def _judge_group(group: Group, samples: Sequence[Sample]) -> dict[str, Any]:
         "auroc": areas.mean,
         "auroc_of_class": areas.of_class,
         "auroc_by_case": by_case,
-        "reason": _reason(there, varying, sample.subjects, areas),
+        "reason": _reason(sample.features[there], varying, sample.subjects, areas),
         "warned": areas.told(),
         "meaning": group.meaning,
         "advice": group.advice,
     }
 
 
-def _reason(there: Sequence[str], varying: Sequence[str], subjects: Subjects | None, areas: Areas) -> str:
+def _reason(there: pd.DataFrame, varying: Sequence[str], subjects: Subjects | None, areas: Areas) -> str:
     """Why there is no AUROC, or ''."""
     if subjects is None:
-        return f"too few patients: at least {FEWEST_PATIENTS} of two classes are needed"
+        return f"too few patients: at least {FEWEST_PATIENTS} in each of two classes are needed"
+    if there.empty:
+        return "the label is read from it"
     if not varying:
-        return "the same for every case" if there else "the label is read from it"
+        known = any((values.notna() & (values.astype("object") != "")).any() for _, values in there.items())
+        return "the same for every case" if known else "not known for any case"
     return "" if areas.mean else "no fold holds two classes"
 
 
@@ -324,7 +327,8 @@ def _areas(scores: Floats, subjects: Subjects, weights: Floats) -> Floats:
 def _trap(values: pd.Series, label: pd.Series, classes: Sequence[str], patient: Any) -> str:
     """`color_mode RGBA: 479 of 479 non-COVID, 67 of 480 COVID`, or medians; never a value that one patient has alone."""
     numeric = pd.api.types.is_numeric_dtype(values)
-    if numeric and (values.nunique() > COUNTED_LEVELS or values.name == "patient_age_years"):
+    whole = numeric and bool((values.dropna() % 1 == 0).all())
+    if numeric and (not whole or values.nunique() > COUNTED_LEVELS or values.name == "patient_age_years"):
         medians = values.groupby(label, observed=True).median()
         shown = ", ".join(f"{_short(medians.get(name, np.nan))} in {name}" for name in classes)
         return f"{values.name}: median {shown}"

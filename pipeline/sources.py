@@ -7,6 +7,7 @@ start fast.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,15 @@ def open_source(name_or_path: str, root: Path | None = None) -> OpenedSource:
         raise SourceError(
             f"{given}: no such file or folder; expected an export folder or .zip, a DICOMDIR, an image or a manifest"
         )
+    from pipeline.config import shipped_names
+
+    shipped = shipped_names("data_manifests")
+    if given.suffix not in MANIFEST_SUFFIXES and name_or_path not in shipped:
+        nearest = difflib.get_close_matches(name_or_path, shipped, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise SourceError(
+            f"{given}: no such file or folder, nor one of the shipped manifests ({', '.join(shipped)}){hint}"
+        )
     return open_dataset(name_or_path, root)
 
 
@@ -121,10 +131,10 @@ def _refuse_overlap(manifest: Path, places: Sequence[Path]) -> None:
 
 def find_sheet(sheet: Sheet, opened: OpenedSource) -> Path:
     """The sheet's file: under the root, or beside the manifest."""
-    candidates: Sequence[Path] = (opened.root / sheet.path, opened.folder / sheet.path)
+    candidates: Sequence[Path] = list(dict.fromkeys((opened.root / sheet.path, opened.folder / sheet.path)))
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise ConfigError(
-        f"label sheet {sheet.path}: looked for {' and '.join(str(path) for path in candidates)}; neither is there"
+        f"label sheet {sheet.path}: looked for {' and '.join(str(path) for path in candidates)}; not there"
     )

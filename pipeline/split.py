@@ -93,6 +93,10 @@ def require_classes(table: pd.DataFrame, rule: SplitRule, classes: Sequence[str]
             if (label, name) in there:
                 continue
             patients = table.loc[table["label"] == label, "patient_key"].nunique()
+            if not patients:
+                raise ConfigError(
+                    f"{where}no case has the class {label}: no label is mapped to it; check the spelling in `classes` and `labels.values`"
+                )
             raise ConfigError(
                 f"{where}{name} has no case of class {label}: {counted(patients, 'patient')} "
                 f"{'has' if patients == 1 else 'have'} it, at least {rule.folds + 1 if rule.folds else len(SPLITS)} are needed; {hint}"

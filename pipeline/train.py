@@ -34,7 +34,7 @@ from pipeline.files import file_digest
 from pipeline.fit import Fit, fit
 from pipeline.identity import IdentityKey
 from pipeline.index import Index, read_index
-from pipeline.labels import labelled_cases
+from pipeline.labels import check_labels, labelled_cases
 from pipeline.manifest import Manifest
 from pipeline.model import RESNET_GEOMETRY, Classifier, WeightsOrigin, build_classifier
 from pipeline.predict import batched, pick_device, scope_of, trained_model
@@ -96,6 +96,8 @@ def train(
     device = pick_device()
 
     resume = resume and (out / SPLIT_FILE).exists()
+    if not resume:
+        check_labels(opened, manifest, key)
     folder, columns = out / INDEX_FOLDER, columns_needed(manifest)
     index = read_index(folder, columns) if resume else opened.index(key, out=folder, columns=columns, progress=progress)
     cases = labelled_cases(index, opened, manifest, key, progress=progress)

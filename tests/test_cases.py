@@ -272,7 +272,7 @@ def test_a_source_that_is_not_there_says_how_to_name_its_root(tmp_path: Path):
         open_manifest(_manifest(tmp_path, FOLDERS))
     with pytest.raises(SourceError, match="no such file or folder"):
         open_source(str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="Did you mean demo"):
+    with pytest.raises(SourceError, match="did you mean demo"):
         open_source("demoo")
 
 

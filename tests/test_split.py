@@ -119,7 +119,7 @@ def test_too_few_patients_are_an_error():
 
 
 def test_a_class_that_nobody_has_is_named():
-    with pytest.raises(ConfigError, match="no case of class c: 0 patients have it"):
+    with pytest.raises(ConfigError, match="no case has the class c: no label is mapped to it"):
         split_cases(_cases(_with_enough({})), SplitRule(), ["a", "b", "c"])
 
 
