@@ -241,8 +241,9 @@ def _resolve(grouped: Cases, labels: Codes, people: People, dataset: _Dataset, w
     out = _exclusions(images, broken[case_of_image])
     counts = zip(CASE_RULES, np.bincount(broken[~kept], minlength=len(CASE_RULES)).tolist(), strict=True)
     left_out = [f"{_counted(count, 'case')} left out: {rule}" for rule, count in counts if count]
-    proven = _independence(patient[kept], people.names, dataset.manifest)
     case_of_kept, kept_images = case_of_image[kept[case_of_image]], kept[case_of_image]
+    of_studies = agreed(studies.codes[kept_images], people.codes[kept_images], len(studies.names))
+    proven = _independence(patient[kept], people.names, dataset.manifest, int((of_studies == SEVERAL).sum()))
     labelled = _rows(cases, kept).assign(
         label=_plain(label[kept], pa.array(classes)), patient_key=_plain(patient[kept], people.names)
     )
@@ -293,9 +294,14 @@ def _exclusions(images: pd.DataFrame, broken: Codes) -> pd.DataFrame:
     return table.drop_duplicates(["source", "path"])
 
 
-def _independence(patient: Codes, names: pa.Array, manifest: Manifest) -> list[str]:
-    """Why one patient may stand in two splits although no key does."""
+def _independence(patient: Codes, names: pa.Array, manifest: Manifest, mixed: int) -> list[str]:
+    """Why one patient may stand in two splits although no key does. `mixed`: studies whose images are of several patients."""
     told = []
+    if mixed:
+        told.append(
+            f"{NOT_PROVEN}: {'1 study has' if mixed == 1 else f'{mixed} studies have'} images under several patients, as where only "
+            "some carry an IssuerOfPatientID; one person may stand for two"
+        )
     if manifest.patients.source == "blocks":
         told.append(
             f"{NOT_PROVEN}: patients are blocks of consecutive numbers, a patient may stand on both sides of a border"

@@ -16,6 +16,7 @@ from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.errors import ConfigError
 from pipeline.labels import label_cases, labelled_cases
 from pipeline.patients import UNKNOWN_PATIENT
+from pipeline.sources import open_manifest
 from tests.images import KEY, grouped_cases, opened
 
 SHEET = """
@@ -443,3 +444,21 @@ def test_shipped_manifests(name: str, labels: dict[str, int], patients: int | No
     assert labelled.cases["label"].value_counts().to_dict() == labels
     assert patients is None or labelled.cases["patient_key"].nunique() == patients
     assert isinstance(labelled.sheet_problems, pd.DataFrame)
+
+
+def test_a_study_of_several_patients_is_told(tmp_path: Path) -> None:
+    """The issuer is part of who a patient is: where only some images have one, a person is two, perhaps in two splits."""
+    for number in range(4):
+        issuer = {"IssuerOfPatientID": "HOSPITAL"} if number == 3 else {}
+        study = phantom_uid("study", number // 2)
+        image = ct_slice(
+            16, patient_id=f"P{number // 2}", study_instance_uid=study, instance_number=number + 1, **issuer
+        )
+        save(image, tmp_path / "export" / "ab"[number % 2] / str(number))
+    path = tmp_path / "manifest.yaml"
+    path.write_text("name: issuers\nclasses: [a, b]\nsources: [{path: export}]\nlabels: {source: folder}\n")
+    dataset = open_manifest(path)
+    assert dataset.manifest is not None
+    cases = labelled_cases(dataset.index(KEY, workers=0), dataset, dataset.manifest, KEY)
+    assert cases.cases["patient_key"].nunique() == 3
+    assert any("1 study has images under several patients" in warning for warning in cases.warnings)
