@@ -13,9 +13,10 @@ from pipeline.files import alone
 from pipeline.identity import IdentityKey
 from pipeline.manifest import Manifest, SplitRule
 from pipeline.sources import OpenedSource
-from pipeline.split import FOLD, Split, check_split, counted, noun_of, renamed, split_cases
+from pipeline.split import FOLD, Split, check_split, noun_of, renamed, split_cases
 from pipeline.split_file import split_from_file
 from pipeline.split_ledger import LEDGER_COLUMNS, ledger_path, read_ledger, write_ledger
+from pipeline.wording import counted
 
 
 def dataset_split(

@@ -49,7 +49,8 @@ from pipeline.run import (
     write_table,
 )  # fmt: skip
 from pipeline.sources import open_dataset
-from pipeline.split import SPLIT_COLUMNS, SPLITS, check_patients, check_split, counted
+from pipeline.split import SPLIT_COLUMNS, SPLITS, check_patients, check_split
+from pipeline.wording import counted
 
 GALLERY_TILES = 12
 

@@ -54,6 +54,7 @@ from pipeline.sheet import (
     texts_of,
 )  # fmt: skip
 from pipeline.sources import OpenedSource
+from pipeline.wording import counted
 
 CASE_RULES = ("no label", "contradicting labels", "several patients in one case")
 """Why whole cases are left out, in the order in which it is said."""
@@ -166,7 +167,7 @@ def _matched(images: pd.DataFrame, dataset: _Dataset, sheet: LabelSheet) -> Code
         what = "file name" if sheet.spec.join == "file_name" else "path"
         hint = "folders; join by path instead of file_name" if what == "file name" else "sources; make them one source"
         raise ConfigError(
-            f"{sheet.path}: {_counted(ambiguous, what)} of it {_one_or_many(ambiguous, 'stands', 'stand')} in several {hint}"
+            f"{sheet.path}: {counted(ambiguous, what)} of it {_one_or_many(ambiguous, 'stands', 'stand')} in several {hint}"
         )
     return keys
 
@@ -240,7 +241,7 @@ def _resolve(grouped: Cases, labels: Codes, people: People, dataset: _Dataset, w
     kept = broken == NONE
     out = _exclusions(images, broken[case_of_image])
     counts = zip(CASE_RULES, np.bincount(broken[~kept], minlength=len(CASE_RULES)).tolist(), strict=True)
-    left_out = [f"{_counted(count, 'case')} left out: {rule}" for rule, count in counts if count]
+    left_out = [f"{counted(count, 'case')} left out: {rule}" for rule, count in counts if count]
     case_of_kept, kept_images = case_of_image[kept[case_of_image]], kept[case_of_image]
     of_studies = agreed(studies.codes[kept_images], people.codes[kept_images], len(studies.names))
     proven = _independence(patient[kept], people.names, dataset.manifest, int((of_studies == SEVERAL).sum()))
@@ -310,7 +311,7 @@ def _independence(patient: Codes, names: pa.Array, manifest: Manifest, mixed: in
     unknown = int(stand_ins[patient].sum())
     if unknown:
         told.append(
-            f"{NOT_PROVEN}: {_counted(unknown, 'case')} without a known patient; each study (or file) stands for one"
+            f"{NOT_PROVEN}: {counted(unknown, 'case')} without a known patient; each study (or file) stands for one"
         )
     return told
 
@@ -320,7 +321,7 @@ def _nothing_left(cases: Cases) -> str:
     reasons = ", ".join(f"{count} by {rule!r}" for rule, count in counts.items())
     told = "".join(f" {warning}." for warning in cases.warnings)
     return (
-        f"no labelled case is left: {_counted(len(cases.exclusions), 'image')} left out ({reasons}).{told} "
+        f"no labelled case is left: {counted(len(cases.exclusions), 'image')} left out ({reasons}).{told} "
         "Check `rules`, `labels` and the sheet's `join` and `column`"
     )
 
@@ -384,14 +385,10 @@ def _counted_problems(problems: pd.DataFrame, rows: int) -> list[str]:
     """One sentence for each kind of problem."""
     kinds = problems["problem"].str.replace(r" line \d+$", "", regex=True).value_counts()
     return [
-        f"{kinds[problem]} of {_counted(rows, 'row')} of the label sheet {_one_or_many(kinds[problem], *words)}"
+        f"{kinds[problem]} of {counted(rows, 'row')} of the label sheet {_one_or_many(kinds[problem], *words)}"
         for problem, words in PROBLEMS.items()
         if problem in kinds.index
     ]
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _one_or_many(number: int, one: str, many: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from pipeline.columns import ATTRIBUTES, TEXT, snake_case, text
 from pipeline.dicom.header import read_header
 from pipeline.errors import ConfigError
 from pipeline.identity import IdentityKey
-from pipeline.index import Index
 from pipeline.manifest import JoinKey, Manifest, Sheet
 from pipeline.sources import OpenedSource, find_sheet
 from pipeline.work import run_each
@@ -253,13 +252,6 @@ def texts_of(texts: pa.Array) -> Iterator[str]:
 
 
 # Facts
-
-
-def with_sheet_facts(index: Index, opened: OpenedSource, manifest: Manifest, key: IdentityKey) -> Index:
-    """The index with the columns of `sheet.facts` filled where a file says nothing, so that rules and scope see them too."""
-    if manifest.sheet is None or not manifest.sheet.facts:
-        return index
-    return replace(index, table=fill_facts(index.table, read_sheet(manifest, opened, key)))
 
 
 def fill_facts(table: pd.DataFrame, sheet: LabelSheet) -> pd.DataFrame:

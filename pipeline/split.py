@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.columns import text
 from pipeline.errors import ConfigError, RunError
 from pipeline.manifest import Manifest, SplitRule
+from pipeline.wording import counted
 
 SPLITS = ("train", "validation", "test")
 SPLIT_COLUMNS = ["case_id", "patient_key", "label", "split"]
@@ -138,11 +139,6 @@ def _refuse_several(who: pd.Series, place: pd.Series) -> None:
             f"split.csv: {counted(shared, 'patient')} {'stands' if shared == 1 else 'stand'} in more than one split; "
             "the figures would be wrong, so nothing is done"
         )
-
-
-def counted(number: int, noun: str) -> str:
-    """1 patient, 2 patients."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 # Places

@@ -14,7 +14,8 @@ from pipeline.identity import IdentityKey
 from pipeline.manifest import JoinKey, Manifest
 from pipeline.sheet import join_values, key_values
 from pipeline.sources import OpenedSource
-from pipeline.split import SPLITS, Integers, Split, counted, divide, noun_of, numbered, renamed, require_classes
+from pipeline.split import SPLITS, Integers, Split, divide, noun_of, numbered, renamed, require_classes
+from pipeline.wording import counted
 
 NOT_IN_FILE = "not in the split file"
 SPLIT_WORDS = {**{name: name for name in SPLITS}, "val": "validation", "valid": "validation", "dev": "validation"}

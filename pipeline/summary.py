@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import RadloopError
+from pipeline.wording import counted
 
 SHOWN_VALUES = 8
 """Of each breakdown, values on the terminal; summary.json has all."""
@@ -22,6 +23,7 @@ COUNTED = {
 }
 """Breakdowns of the summary, with their columns."""
 DISTINCT = {"patients": "patient_key", "studies": "study_instance_uid", "series": "series_instance_uid"}
+COUNTED_NOUNS = {"patients": "patient", "studies": "study", "series": "series"}
 BREAKDOWNS = {
     "formats": "Formats",
     "modalities": "Modalities",
@@ -123,19 +125,14 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     lines = [f"Source {name}: {location}" for name, location in summary["sources"].items()]
     lines.append(f"Found {summary['found']:,} → indexed {summary['indexed']:,}, rejected {summary['rejected']:,}")
     lines += [f"  {count:>9,}  {reason}" for reason, count in summary["rejected_by_reason"].items()]
-    counted = [_counted(summary[what], what) for what in ("patients", "studies", "series") if summary[what]]
-    counted.append(_counted(summary["frames"], "frames"))
-    lines.append(f"Images: {', '.join(counted)}, {_size(summary['bytes'])}")
+    totals = [counted(summary[what], noun) for what, noun in COUNTED_NOUNS.items() if summary[what]]
+    totals.append(counted(summary["frames"], "frame"))
+    lines.append(f"Images: {', '.join(totals)}, {_size(summary['bytes'])}")
     for field, title in BREAKDOWNS.items():
         if summary[field].keys() - {""}:
             lines.append(f"{title}: {_shown(summary[field])}")
     lines += _remarks(summary)
     return "\n".join(lines)
-
-
-def _counted(count: int, what: str) -> str:
-    singular = {"studies": "study", "series": "series"}.get(what, what.removesuffix("s"))
-    return f"{count:,} {singular if count == 1 else what}"
 
 
 def _size(count: int) -> str:
@@ -155,25 +152,25 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, counts in summary["directories"].items():
         lines.append(
-            f"DICOMDIR of {name}: {_counted(counts['listed'], 'files')} listed, of which {counts['missing']:,} missing; "
-            f"{_counted(counts['unlisted'], 'images')} not listed (column listed)"
+            f"DICOMDIR of {name}: {counted(counts['listed'], 'file')} listed, of which {counts['missing']:,} missing; "
+            f"{counted(counts['unlisted'], 'image')} not listed (column listed)"
         )
     stacks = summary["stacks"]
     if stacks.get("by_reason"):
         lines.append(
-            f"{_counted(stacks['series'], 'series')} in {_counted(stacks['stacks'], 'stacks')} (stacks.csv), divided by: "
+            f"{counted(stacks['series'], 'series')} in {counted(stacks['stacks'], 'stack')} (stacks.csv), divided by: "
             f"{_shown(stacks['by_reason'])}"
         )
     collisions = summary["collisions"]
     if collisions:
         lines.append(
-            f"Same SOPInstanceUID: {_counted(collisions.get('duplicate', 0), 'duplicates')} (same content), "
+            f"Same SOPInstanceUID: {counted(collisions.get('duplicate', 0), 'duplicate')} (same content), "
             f"{collisions.get('conflict', 0):,} in conflict (other content); training leaves them out"
         )
     if summary["paths_that_hold_identity"]:
         count = summary["paths_that_hold_identity"]
         lines.append(
-            f"Warning: {_counted(count, 'paths')} {'holds' if count == 1 else 'hold'} the name or a number of the patient; "
+            f"Warning: {counted(count, 'path')} {'holds' if count == 1 else 'hold'} the name or a number of the patient; "
             "paths stand in the tables as they are"
         )
     return lines

@@ -61,8 +61,9 @@ from pipeline.run import (
     write_table,
 )  # fmt: skip
 from pipeline.sources import open_dataset
-from pipeline.split import SPLIT_COLUMNS, SPLITS, Split, check_split, counted
+from pipeline.split import SPLIT_COLUMNS, SPLITS, Split, check_split
 from pipeline.split_file import left_out
+from pipeline.wording import counted
 from transforms.intensity import describe_unit_range
 
 CACHE_FOLDER = "cache"

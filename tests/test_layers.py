@@ -27,7 +27,7 @@ ROWS = [
     },
     {"dicom"},
     {"work", "render", "raster", "nifti", "transforms", "progress"},
-    {"config", "identity", "columns", "arrow", "errors", "files", "archive"},
+    {"config", "identity", "columns", "arrow", "wording", "errors", "files", "archive"},
 ]
 """From the top. `__init__` holds the version and may be imported by all."""
 

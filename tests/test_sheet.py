@@ -16,10 +16,9 @@ from pipeline.columns import text
 from pipeline.dicom.phantom import ct_slice, save
 from pipeline.errors import ConfigError
 from pipeline.identity import IdentityKey
-from pipeline.index import Index
 from pipeline.labels import label_cases
 from pipeline.manifest import JoinKey
-from pipeline.sheet import NONE, SEVERAL, agreed, distinct, key_values, places_in, read_sheet, taken, with_sheet_facts
+from pipeline.sheet import NONE, SEVERAL, agreed, distinct, fill_facts, key_values, places_in, read_sheet, taken
 from tests.images import KEY, grouped_cases, image_table, opened
 
 ROW = {
@@ -108,7 +107,7 @@ def _with_facts(
     assert source.manifest is not None
     table = image_table(rows, categorical=categorical)
     before = table.copy(deep=True)
-    filled = with_sheet_facts(Index(table, pd.DataFrame(), {}, {}), source, source.manifest, KEY).table
+    filled = fill_facts(table, read_sheet(source.manifest, source, KEY))
     pd.testing.assert_frame_equal(table, before)
     assert filled.dtypes.astype(str).equals(before.dtypes.astype(str))
     return filled
@@ -129,7 +128,7 @@ def test_facts_of_a_name_that_several_files_have_are_nobodys(tmp_path: Path):
     source = opened(tmp_path, _manifest("file_name", ", facts: {patient_sex: sex}"))
     assert source.manifest is not None
     table = image_table([{"path": "a/1.dcm"}, {"path": "b/1.dcm"}, {"path": "b/2.dcm"}])
-    filled = with_sheet_facts(Index(table, pd.DataFrame(), {}, {}), source, source.manifest, KEY).table
+    filled = fill_facts(table, read_sheet(source.manifest, source, KEY))
     assert text(filled["patient_sex"]).tolist() == ["", "", "M"]
 
 
