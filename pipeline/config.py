@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -43,23 +43,80 @@ class CustomNormalization(Settings):
     """Standard deviations of the 0-1 values."""
 
 
+class Enhancement(Settings):
+    """Deterministic filters on the resized image; each is off at null. They run in the order of their fields."""
+
+    median: Annotated[int, Field(ge=3, le=15)] | None = None
+    """Side of a median filter's window, in pixels of the network's input: an odd number. Against speckle."""
+    gaussian: Annotated[float, Field(gt=0, le=20)] | None = None
+    """Standard deviation of a Gaussian filter, in pixels of the network's input. Against noise."""
+    remove_low: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    """Spatial frequencies below this many cycles a pixel are removed (shading); the image's mean stays."""
+    remove_high: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    """Spatial frequencies above this many cycles a pixel are removed (noise, fine texture)."""
+    clahe: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Clip limit of contrast-limited adaptive histogram equalization on 8 × 8 tiles; 2 is usual."""
+
+    @field_validator("median")
+    @classmethod
+    def _odd(cls, value: int | None) -> int | None:
+        if value is not None and value % 2 == 0:
+            raise ValueError("expected an odd number, so that the window has a centre")
+        return value
+
+    @model_validator(mode="after")
+    def _a_band_is_left(self) -> Enhancement:
+        if self.remove_low and self.remove_high and self.remove_low >= self.remove_high:
+            raise ValueError("remove_low must be below remove_high: no frequency would be left")
+        return self
+
+
+NamedWindow = Literal["lung", "mediastinum", "abdomen", "bone", "brain", "subdural", "wide"]
+Window = NamedWindow | CustomWindow
+
+
 class Preprocessing(Settings):
     """The deterministic part of the chain, the same in training, evaluation and inference."""
 
-    window: Literal["lung", "mediastinum", "abdomen", "bone", "brain", "subdural", "wide"] | CustomWindow = "lung"
-    """How images in Hounsfield units become 0-1. Images of other kinds go by their own VOI or type (see model.json)."""
+    window: Window | tuple[Window, Window, Window] = "lung"
+    """How images in Hounsfield units become 0-1: a named window, one of your own, or three, one for each input channel."""
+    voi: Annotated[int, Field(ge=0)] | str = 0
+    """Images that go by their own VOI: which of the file's, from 0, or a word of its explanation (WindowCenterWidthExplanation). A file
+    without such a one goes by its first."""
+    color: Literal["gray", "rgb"] = "gray"
+    """gray: colour images by their luma; rgb: in three channels, gray images three times the same."""
     size: Annotated[int, Field(ge=32, le=2048)] = 224
     """Side of the square network input, in pixels."""
     resize: Literal["fit", "stretch", "crop"] = "fit"
-    """fit: keep the aspect and pad with black; stretch: both sides to size; crop: shorter side to size, then the centre."""
-    scaling: Literal["none", "min_max"] = "none"
-    """min_max: each image's own minimum to 0 and maximum to 1, after the window."""
+    """fit: keep the anatomy's proportions and pad with black; stretch: both sides to size; crop: shorter side to size, then the centre."""
+    scaling: Literal["none", "min_max", "percentile", "z_score"] = "none"
+    """After the window, by each image's own values, padding left out: min_max: minimum to 0 and maximum to 1; percentile: the same
+    by two percentiles; z_score: mean 0 and standard deviation 1 for the network, within 4 standard deviations."""
+    percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = (1.0, 99.0)
+    """Lower and upper one, for scaling: percentile."""
+    enhancement: Enhancement = Enhancement()
+    """Deterministic filters."""
     normalization: Literal["none", "imagenet"] | CustomNormalization = "imagenet"
     """imagenet: ImageNet's mean and standard deviation (their average over the colours where there is one channel)."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Preprocessing:
+        if self.percentiles[0] >= self.percentiles[1]:
+            raise ValueError(f"percentiles: expected the lower one first, found {list(self.percentiles)}")
+        if self.scaling == "z_score" and self.normalization != "none":
+            raise ValueError("scaling z_score is a normalization: it needs normalization: none")
+        if self.color == "rgb" and isinstance(self.window, tuple):
+            raise ValueError("color: rgb and three windows both fill the three channels: choose one")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Of a prepared image: 3 for three windows or colour, else 1."""
+        return 3 if self.color == "rgb" or isinstance(self.window, tuple) else 1
+
 
 class Augmentation(Settings):
-    """Random transforms of training images; all off at their defaults of zero."""
+    """Random transforms of training images; all off at their defaults of zero. Flips, zoom, rotation and shift are one resampling."""
 
     flip_horizontal: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability of a left-right mirror."""
@@ -69,6 +126,14 @@ class Augmentation(Settings):
     """Magnification is drawn from 1 - zoom to 1 + zoom."""
     shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Shift along each axis is drawn from -shift to +shift, as a fraction of the side."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Degrees; the angle is drawn from -rotate to +rotate."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Contrast about the image's mean is multiplied by a factor drawn from 1 - contrast to 1 + contrast."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Gaussian noise whose standard deviation, of values in 0-1, is drawn from 0 to noise."""
+    cutout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """A square whose side is drawn from 0 to this fraction of the image's side becomes black, at a random place."""
 
 
 class Network(Settings):
@@ -173,6 +238,12 @@ class Config(Settings):
                     raise ValueError(
                         f"normalization needs {self.network.channels} value(s) of mean and std, found {len(values)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> Config:
+        if self.preprocessing.channels > self.network.channels:
+            raise ValueError("three windows, or color: rgb, need network.channels 3")
         return self
 
     @model_validator(mode="after")
