@@ -1,85 +1,244 @@
-"""Decode once: prepared images as fixed-size arrays on disk, memory-mapped.
+"""Decode once: prepared images of files, from the cache where they are there, else decoded into it.
 
-The folder's name is a digest of the files' identity (path, size, time, frame), the chain and radloop's version, so a changed file or
-parameter never meets an old array. It is filled aside and renamed, so a cache that is there is complete.
+`prepared_images` may be called by several processes at once: they divide what is missing, and each ends with everything. Killed at any
+moment, what was decoded stays but for the blocks in work. A file that cannot be decoded is remembered with its reason, unless the reason
+may pass (`PASSING`). Whether a file is still the one that was indexed is asked each time.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import errno
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-import pipeline
-from pipeline.config import digest
-from pipeline.dataset import ImageFile, Preparer, prepare_all
-from pipeline.progress import track
+from pipeline.cache_block import FAILED, KEY_BYTES, MISSING, BlockWriter, Places
+from pipeline.cache_folder import CACHE_VARIABLE, ChainFolder, open_chain, size_text
+from pipeline.cache_key import file_keys
+from pipeline.cache_store import BLOCK_BYTES, BUCKET_SHIFT, CacheError, Claim, RowReader, Store
+from pipeline.dataset import ImageFile, Prepared, Preparer, check_unchanged, prepare_all
+from pipeline.errors import Rejected, RejectReason
+from pipeline.progress import say, track
+from pipeline.wording import counted
 from pipeline.work import Failure
 
-IMAGES_FILE = "images.npy"
-FAILURES_FILE = "failures.csv"
+PASSING = frozenset(
+    {
+        RejectReason.UNREADABLE, RejectReason.CHANGED, RejectReason.TIMED_OUT, RejectReason.CRASHED, RejectReason.TOO_LARGE,
+        RejectReason.NOT_REGULAR, RejectReason.MISSING,
+    }
+)  # fmt: skip
+"""Reasons that may be the disk's, the machine's or the moment's, and not the file's: such a file is tried again."""
+TRIED = -3
+"""In `Places.block`: failed in this call for a reason that may pass."""
+ROOM_FOR_TABLES = 1.01
+"""Of the images' bytes; a key and a checksum are 20 bytes an image."""
+_ASKED_AT_ONCE, _ASKING_THREADS = 500, 8
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedImages:
-    """`images` (n, 1, size, size) float32 in 0-1, memory-mapped; `failures` has position, reason, detail of those not decoded."""
+    """Levels of images on disk, by the position of their file; `failures` has position, reason, detail of those without."""
 
-    images: NDArray[np.float32]
+    block: NDArray[np.int32]  # (n,), negative where there is none
+    row: NDArray[np.int32]  # (n,)
+    reader: RowReader
     failures: pd.DataFrame
+    folder: ChainFolder | None = None
+    """Held open, so that the cache is not cleared while it is read."""
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"folder": None}  # a process's own; whoever sent this holds it
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """(n,) whether the image was decoded."""
-        usable = np.ones(len(self.images), dtype=bool)
-        usable[self.failures["position"].to_numpy(dtype=int)] = False
-        return usable
+        """(n,) whether there is an image."""
+        return self.block >= 0
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """(len(rows), channels, size, size) levels of the images at these positions, all of which must be usable."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and not self.usable[rows].all():
+            raise ValueError("expected positions of usable images")
+        return self.reader.read(self.block[rows], self.row[rows])
 
 
 def prepared_images(
-    folder: Path, files: Sequence[ImageFile], preparer: Preparer, *, what: str, progress: bool
+    files: Sequence[ImageFile],
+    preparer: Preparer,
+    *,
+    what: str,
+    progress: bool = True,
+    fallback: Path | None = None,
+    workers: int | None = None,
 ) -> PreparedImages:
-    """The prepared images of `files`, from `folder` if they are there, else decoded into it."""
-    target = folder / _key(files, preparer)
-    if not target.is_dir():
-        aside = folder / f".{target.name}.{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        _fill(aside, files, preparer, what, progress)
-        try:
-            aside.rename(target)
-        except OSError:  # another process was first; its arrays are the same
-            shutil.rmtree(aside)
+    """The prepared images of `files`. `fallback`: a folder in place of a cache that cannot be written.
+
+    Raises CacheError where the cache cannot be used, or its disk is full.
+    """
+    if preparer.keep_shown:
+        raise ValueError("the cache has no pictures: expected a Preparer without keep_shown")
+    folder = open_chain(preparer.preprocessing, fallback)
+    store = Store(folder.path, preparer.preprocessing.channels, preparer.preprocessing.size)
+    keys, first, place = np.unique(file_keys(files), return_index=True, return_inverse=True)
+    places = Places(keys)
+    changed = _changed(files)
+    _say_damaged(store, store.find(places) if len(keys) else 0)
+    unchanged = np.ones(len(files), dtype=bool)
+    unchanged[list(changed)] = False
+    wanted = np.zeros(len(keys), dtype=bool)
+    wanted[place[unchanged]] = True
+    filler = _Filler(store, places, [files[position] for position in first], wanted, preparer, workers)
+    if progress and len(filler.missing) < len(keys):
+        say(f"{what}: {len(keys) - len(filler.missing):,} of {counted(len(keys), 'image')} prepared before")
+    filler.fill(what, progress)
+    block = np.where(unchanged, places.block[place], TRIED).astype(np.int32)
+    failures = [
+        (position, *(changed.get(position) or places.failures[int(place[position])]))
+        for position in np.flatnonzero(block < 0).tolist()
+    ]
+    shape = (store.channels, store.size, store.size)
     return PreparedImages(
-        np.load(target / IMAGES_FILE, mmap_mode="r"), pd.read_csv(target / FAILURES_FILE, keep_default_na=False)
+        block,
+        places.row[place],
+        RowReader(places.paths, shape),
+        pd.DataFrame(failures, columns=["position", "reason", "detail"]),
+        folder,
     )
 
 
-def _fill(folder: Path, files: Sequence[ImageFile], preparer: Preparer, what: str, progress: bool) -> None:
-    size = preparer.preprocessing.size
-    images = np.lib.format.open_memmap(
-        folder / IMAGES_FILE, mode="w+", dtype=np.float32, shape=(len(files), 1, size, size)
-    )
-    failures = []
-    for position, (_, outcome) in enumerate(track(prepare_all(files, preparer), what, len(files), show=progress)):
-        if isinstance(outcome, Failure):
-            failures.append((position, outcome.reason.value, outcome.detail))
-        else:
-            images[position] = outcome.image
-    images.flush()
-    pd.DataFrame(failures, columns=["position", "reason", "detail"]).to_csv(folder / FAILURES_FILE, index=False)
+@dataclass
+class _Filler:
+    """Decodes what is missing of `places` and `wanted`, bucket by bucket; `files` are those of the keys, in their order."""
+
+    store: Store
+    places: Places
+    files: list[ImageFile]
+    wanted: NDArray[np.bool_]
+    preparer: Preparer
+    workers: int | None
+    _claims: deque[tuple[Claim, deque[int]]] = field(default_factory=deque)
+
+    @property
+    def missing(self) -> NDArray[np.int64]:
+        """Positions of keys still to be decoded."""
+        return np.flatnonzero((self.places.block == MISSING) & self.wanted)
+
+    def fill(self, what: str, progress: bool) -> None:
+        """Rounds until nothing is missing: in each, the buckets that no other process has; where others have all, waits for one."""
+        waiting = False
+        while len(missing := self.missing):
+            if waiting:
+                say(f"{what}: another process prepares {counted(len(missing), 'image')} of these; waiting for it")
+            self._check_room(len(missing))
+            outcomes = prepare_all(self._claimed(waiting), self.preparer, self.workers)
+            try:
+                self._write((outcome for _, outcome in track(outcomes, what, len(missing), show=progress)))
+            except OSError as error:
+                if error.errno in _FULL:
+                    raise self._no_room(len(self.missing)) from error
+                raise
+            finally:
+                outcomes.close()
+                while self._claims:
+                    self._claims.popleft()[0].release()
+            waiting = True
+
+    def _claimed(self, waiting: bool) -> Iterator[ImageFile]:
+        """The files of one free bucket after the other, which this process then has until `_write` is through with it."""
+        for bucket in np.unique(self._buckets(self.missing)).tolist():
+            claim = self.store.claim(bucket, wait=waiting)
+            waiting = False
+            if claim is None:
+                continue
+            _say_damaged(self.store, self.store.find(self.places, [bucket]))  # what others made in the meantime
+            missing = self.missing
+            todo = sorted(missing[self._buckets(missing) == bucket].tolist(), key=self._order)
+            if not todo:
+                claim.release()
+                continue
+            self._claims.append((claim, deque(todo)))
+            yield from [self.files[position] for position in todo]
+
+    def _order(self, position: int) -> tuple[str, str, int]:
+        file = self.files[position]
+        return file.source, file.path, file.frame
+
+    def _buckets(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+        first = np.ascontiguousarray(self.places.keys).view(np.uint8).reshape(-1, KEY_BYTES)[positions, 0]
+        return first >> BUCKET_SHIFT
+
+    def _write(self, outcomes: Iterator[Prepared | Failure]) -> None:
+        """Outcomes, in the order of the claims' files, into blocks; a claim is released when its last block is there."""
+        for first in outcomes:
+            claim, todo = self._claims[0]
+            done: list[tuple[int, int]] = []
+            with self.store.new_block(claim.bucket) as block:
+                for outcome in chain([first], outcomes):
+                    self._enter(todo.popleft(), outcome, block, done)
+                    if not todo or block.image_bytes >= BLOCK_BYTES:
+                        break
+            if done:
+                positions, rows = np.array(done).T
+                self.places.block[positions], self.places.row[positions] = len(self.places.paths), rows
+                self.places.paths.append(block.path)
+            if not todo:
+                self._claims.popleft()[0].release()
+
+    def _enter(
+        self, position: int, outcome: Prepared | Failure, block: BlockWriter, done: list[tuple[int, int]]
+    ) -> None:
+        key = self.places.keys[position : position + 1].tobytes()
+        if isinstance(outcome, Prepared):
+            done.append((position, block.add(key, outcome.image)))
+            return
+        self.places.failures[position] = (outcome.reason.value, outcome.detail)
+        self.places.block[position] = TRIED if outcome.reason in PASSING else FAILED
+        if outcome.reason not in PASSING:
+            block.add_failure(key, outcome.reason.value, outcome.detail)
+
+    def _check_room(self, count: int) -> None:
+        if count * self.store.row_bytes * ROOM_FOR_TABLES > shutil.disk_usage(self.store.folder).free:
+            raise self._no_room(count)
+
+    def _no_room(self, count: int) -> CacheError:
+        needed = size_text(int(count * self.store.row_bytes * ROOM_FOR_TABLES))
+        free = size_text(shutil.disk_usage(self.store.folder).free)
+        return CacheError(
+            f"{self.store.folder.parent}: {counted(count, 'prepared image')} need {needed}, and {free} are free there; make room, set "
+            f"{CACHE_VARIABLE} to a folder on another disk, or remove what is no longer used: radloop cache --clear --older-than 30"
+        )
 
 
-def _key(files: Sequence[ImageFile], preparer: Preparer) -> str:
-    state = hashlib.sha256(f"{pipeline.__version__}\x1f{digest(preparer.preprocessing)}".encode())
-    for file in files:
-        modality = file.modality if file.format == "nifti" else ""  # says what the numbers of a NIfTI count
-        identity = (file.source, file.path, file.frame, file.bytes, file.mtime_ns, modality)
-        state.update(("\x1e" + "\x1f".join(map(str, identity))).encode("utf-8", "surrogateescape"))
-    return state.hexdigest()[:32]
+def _changed(files: Sequence[ImageFile]) -> dict[int, tuple[str, str]]:
+    """By position, why a file is not the one that was indexed. Asked in threads: on a network disk each answer takes its time."""
+
+    def ask(begin: int) -> list[tuple[int, tuple[str, str]]]:
+        found = []
+        for position, file in enumerate(files[begin : begin + _ASKED_AT_ONCE], start=begin):
+            try:
+                check_unchanged(file)
+            except Rejected as rejected:
+                found.append((position, (rejected.reason.value, rejected.detail)))
+        return found
+
+    with ThreadPoolExecutor(_ASKING_THREADS) as threads:
+        return dict(chain.from_iterable(threads.map(ask, range(0, len(files), _ASKED_AT_ONCE))))
+
+
+def _say_damaged(store: Store, count: int) -> None:
+    if count:
+        say(f"{store.folder}: {counted(count, 'block')} of prepared images damaged; what they held is prepared anew")

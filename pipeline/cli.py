@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import __version__
-from pipeline.errors import RadloopError
+from pipeline.errors import ConfigError, RadloopError
 
 DONE, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -101,6 +101,44 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_root(infer)
 
+    volume = _command(
+        commands,
+        "volume",
+        _volume,
+        "each series as a NIfTI volume, and why some are none",
+        "radloop volume export/ --out volumes/",
+    )
+    volume.add_argument("source", metavar="SOURCE", help="an export folder or .zip, a DICOMDIR, a file, or a manifest")
+    volume.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="for .nii.gz files, volumes.csv, volume_images.csv and rejects.csv",
+    )
+    volume.add_argument(
+        "--uneven",
+        choices=("resample", "refuse"),
+        default="resample",
+        help="slices missing or unevenly spaced: interpolate onto an even grid, which is said (the default), or refuse the series",
+    )
+    volume.add_argument(
+        "--tilt",
+        choices=("keep", "deskew"),
+        default="keep",
+        help="gantry tilt: keep the exact, sheared affine (the default; ITK cannot read such a NIfTI), or shift the slices "
+        "so that the axes are at right angles",
+    )
+    _add_root(volume)
+
+    cache = _command(
+        commands, "cache", _cache, "show or remove prepared images", "radloop cache --clear --older-than 30"
+    )
+    cache.add_argument("--clear", action="store_true", help="remove them, but for those that a process uses")
+    cache.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="with --clear: only what was not used for so long"
+    )
+
     demo = _command(commands, "demo", _demo, "the whole loop on a generated export, offline", "radloop demo --out demo")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="made anew; demo where not given")
 
@@ -178,6 +216,26 @@ def _infer(options: argparse.Namespace) -> int:
     print("\n".join(summary.lines()))
     print(f"tables and objects: {options.out}")
     return SOME_FAILED if summary.failed or not summary.cases else DONE
+
+
+def _volume(options: argparse.Namespace) -> int:
+    from pipeline.volumes import write_volumes
+
+    summary = write_volumes(options.source, options.out, root=options.root, uneven=options.uneven, tilt=options.tilt)
+    print("\n".join(summary.lines()))
+    print(f"volumes and tables: {options.out}")
+    return SOME_FAILED if summary.failed else DONE
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from pipeline.cache_folder import cache_root, clear, cleared_lines, listing
+
+    days = options.older_than
+    if days is not None and (not options.clear or not 0 <= days < float("inf")):
+        raise ConfigError(f"--older-than {days:g}: expected days from 0, together with --clear")
+    root = cache_root()
+    print("\n".join(cleared_lines(root, *clear(root, older_than_days=days or 0.0)) if options.clear else listing(root)))
+    return DONE
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -1,13 +1,14 @@
-"""Images to network input: a file decoded and prepared in a worker, and prepared images to training batches.
+"""Files to prepared images: each decoded and run through the deterministic chain, in worker processes.
 
-A prepared image is (1, size, size) float32 in 0-1 with the (2, 3) affine from its pixels to the file's; `shown` is the whole
-frame in 0-1 at its own resolution, as 8 bits, for pictures. Everything random happens later, in `TrainingImages`.
+A prepared image is (k, size, size) uint16, the levels of 0-1 (`transforms.levels`), k the windows or colours, with the (2, 3) affine from
+its pixels to the file's; `shown` is the whole frame in gray at its own resolution, as 8 bits, for pictures. What is prepared is the
+same whether it comes from the cache (`pipeline.cache`) or not; everything random happens later, in `pipeline.feed`.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,27 +18,17 @@ import pandas as pd
 import torch
 from monai.transforms import Compose
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler
 
 from pipeline.columns import text
-from pipeline.config import Augmentation, Config, CustomWindow, Preprocessing
+from pipeline.config import CustomWindow, Preprocessing, Window
 from pipeline.dicom.pixels import read_pixels
 from pipeline.errors import Rejected, RejectReason
 from pipeline.files import file_digest, status_of
 from pipeline.nifti import read_nifti
-from pipeline.raster import read_raster
+from pipeline.raster import luma, read_raster
 from pipeline.work import Failure, default_workers, preload, run_each
-from transforms.chains import (
-    GRAY_MEAN,
-    GRAY_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    KEY,
-    evaluate_chain,
-    prepare_chain,
-    train_chain,
-)
-from transforms.intensity import WINDOWS, Pixels, Voi, to_metatensor, to_unit_range
+from transforms.chains import GRAY_MEAN, GRAY_STD, IMAGENET_MEAN, IMAGENET_STD, KEY, prepare_chain
+from transforms.intensity import WINDOWS, Z_RANGE, Pixels, Voi, to_levels, to_metatensor, to_unit_range
 from transforms.spatial import index_affine
 
 DECODE_TIMEOUT_S = 120.0
@@ -71,7 +62,7 @@ class ImageFile:
 class Prepared:
     """The deterministic chain's result for one frame."""
 
-    image: NDArray[np.float32]  # (1, size, size)
+    image: NDArray[np.uint16]  # (k, size, size)
     affine: NDArray[np.float64]  # (2, 3)
     source_shape: tuple[int, int]
     shown: NDArray[np.uint8] | None
@@ -89,29 +80,38 @@ class Preparer:
 
     def __call__(self, image: ImageFile) -> Prepared:
         """Raises Rejected with the reason for which a file cannot be decoded."""
-        pixels = read_image(image)
-        chain = _prepare_chain(self.preprocessing)
-        prepared = chain({KEY: to_metatensor(pixels)})[KEY]
-        shown = to_unit_range(pixels, window_of(self.preprocessing)) if self.keep_shown else None
+        settings = self.preprocessing
+        pixels = read_image(image, color=settings.color == "rgb")
+        prepared = _prepare_chain(settings)({KEY: to_metatensor(pixels)})[KEY]
+        values = prepared.as_tensor().numpy()
+        if not np.isfinite(values).all():
+            raise Rejected(RejectReason.UNSUPPORTED_PIXELS, "some of its values are not finite numbers")
         return Prepared(
-            image=np.ascontiguousarray(prepared.numpy(), dtype=np.float32),
+            image=_channels(to_levels(values), settings.channels),
             affine=index_affine(prepared),
             source_shape=(pixels.values.shape[0], pixels.values.shape[1]),
-            shown=None if shown is None else np.rint(shown * 255.0).astype(np.uint8),
+            shown=_shown(pixels, settings) if self.keep_shown else None,
             spacing_mm=pixels.spacing_mm,
             digest=file_digest(image.location) if self.keep_shown else "",
         )
 
 
-def read_image(image: ImageFile) -> Pixels:
-    """The frame's pixels; Rejected if it cannot be decoded or is no longer the file that was indexed."""
-    if status_of(image.location) != (image.bytes, image.mtime_ns):
-        raise Rejected(RejectReason.CHANGED, "its size or time is not the one in the index; index the source again")
+def read_image(image: ImageFile, *, color: bool = False) -> Pixels:
+    """The frame's pixels, RGB of a colour image where `color` asks for it; Rejected if it cannot be decoded or is no longer the
+    file that was indexed.
+    """
+    check_unchanged(image)
     if image.format == "dicom":
-        return read_pixels(image.location, image.frame)
+        return read_pixels(image.location, image.frame, color=color)
     if image.format == "nifti":
         return read_nifti(image.location, image.frame, hounsfield=image.modality == HOUNSFIELD_MODALITY)
-    return read_raster(image.location, image.frame)
+    return read_raster(image.location, image.frame, color=color)
+
+
+def check_unchanged(image: ImageFile) -> None:
+    """Rejected if the file is not the one that was indexed, by its size and time, or is gone."""
+    if status_of(image.location) != (image.bytes, image.mtime_ns):
+        raise Rejected(RejectReason.CHANGED, "its size or time is not the one in the index; index the source again")
 
 
 def image_files(images: pd.DataFrame, roots: dict[str, Path]) -> list[ImageFile]:
@@ -128,7 +128,7 @@ def image_files(images: pd.DataFrame, roots: dict[str, Path]) -> list[ImageFile]
 
 def prepare_all(
     files: Iterable[ImageFile], preparer: Preparer, workers: int | None = None
-) -> Iterator[tuple[ImageFile, Prepared | Failure]]:
+) -> Generator[tuple[ImageFile, Prepared | Failure], None, None]:
     """Each file with its prepared image or its failure, in order, decoded in worker processes under a budget."""
     count = workers if workers is not None else default_workers()
     return run_each(
@@ -136,15 +136,17 @@ def prepare_all(
     )
 
 
-def window_of(preprocessing: Preprocessing) -> Voi:
-    """The window in HU, named or custom."""
+def windows_of(preprocessing: Preprocessing) -> tuple[Voi, ...]:
+    """The windows in HU, named or custom: one, or one for each of three channels."""
     window = preprocessing.window
-    return Voi(center=window.center, width=window.width) if isinstance(window, CustomWindow) else WINDOWS[window]
+    return tuple(map(_voi_of, window if isinstance(window, tuple) else (window,)))
 
 
 def input_statistics(preprocessing: Preprocessing, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the network's input, one a channel."""
     normalization = preprocessing.normalization
+    if preprocessing.scaling == "z_score":  # which is in 0-1 as z / (2 Z_RANGE) + 1/2: this gives z back
+        return (0.5,) * channels, (0.5 / Z_RANGE,) * channels
     if normalization == "none":
         return (0.0,) * channels, (1.0,) * channels
     if normalization == "imagenet":
@@ -152,16 +154,19 @@ def input_statistics(preprocessing: Preprocessing, channels: int) -> tuple[tuple
     return normalization.mean, normalization.std
 
 
-def training_chain(config: Config) -> Compose:
-    """From a prepared image to a random variant of it, standardised."""
-    mean, std = input_statistics(config.preprocessing, config.network.channels)
-    augmentation: Augmentation = config.augmentation
-    return train_chain(size=config.preprocessing.size, mean=mean, std=std, **augmentation.model_dump())
+def _voi_of(window: Window) -> Voi:
+    return Voi(center=window.center, width=window.width) if isinstance(window, CustomWindow) else WINDOWS[window]
 
 
-def input_chain(mean: Sequence[float], std: Sequence[float]) -> Compose:
-    """From a prepared image to the network's input."""
-    return evaluate_chain(mean=mean, std=std)
+def _channels(levels: NDArray[np.uint16], count: int) -> NDArray[np.uint16]:
+    """A gray image among colours is three times the same."""
+    return levels if len(levels) == count else np.repeat(levels, count, axis=0)
+
+
+def _shown(pixels: Pixels, settings: Preprocessing) -> NDArray[np.uint8]:
+    shown = to_unit_range(pixels, windows_of(settings)[0], voi=settings.voi)
+    gray = luma(shown, 1.0) if shown.ndim == 3 else shown
+    return np.rint(gray * 255.0).astype(np.uint8)
 
 
 @lru_cache(maxsize=2)
@@ -169,51 +174,11 @@ def _prepare_chain(preprocessing: Preprocessing) -> Compose:
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # one worker a core: threads inside would only fight
     return prepare_chain(
-        window=window_of(preprocessing),
+        windows=windows_of(preprocessing),
+        voi=preprocessing.voi,
         size=preprocessing.size,
         resize=preprocessing.resize,
-        min_max=preprocessing.scaling == "min_max",
+        scaling=preprocessing.scaling,
+        percentiles=preprocessing.percentiles,
+        enhancement=preprocessing.enhancement.model_dump(),
     )
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, position) pairs in an order that depends on seed and epoch alone, so that a resumed run draws the same."""
-
-    def __init__(self, size: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.size, self.seed, self.epoch = size, seed, epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch()
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
-        return iter([(epoch, int(position)) for position in order])
-
-
-class TrainingImages(Dataset):
-    """Labelled images, rows `rows` of the prepared ones, through a chain.
-
-    With a seed each (seed, epoch, item) gives the same variant, whatever the workers.
-    """
-
-    def __init__(
-        self,
-        images: NDArray[np.float32],
-        rows: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        chain: Compose,
-        seed: int | None = None,
-    ) -> None:
-        self.images, self.rows, self.labels, self.chain, self.seed = images, rows, labels, chain, seed
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, item = key if isinstance(key, tuple) else (0, key)
-        if self.seed is not None:
-            state = np.random.SeedSequence((self.seed, epoch, item)).generate_state(1)[0]
-            self.chain.set_random_state(seed=int(state))
-        image = self.chain({KEY: torch.from_numpy(np.array(self.images[self.rows[item]]))})[KEY]
-        return {"image": image, "label": torch.tensor(self.labels[item])}

@@ -26,7 +26,7 @@ from pipeline.dicom.derived import Algorithm, content_digest, write_object
 from pipeline.dicom.secondary_capture import secondary_capture
 from pipeline.dicom.source import read_source
 from pipeline.errors import ObjectError, Rejected
-from pipeline.explain import cell_size, evidence_in_source
+from pipeline.explain import cell_sides, evidence_in_source
 from pipeline.files import write_whole
 from pipeline.predict import ImageResult, TrainedModel
 from pipeline.render import Legend, result_picture
@@ -112,14 +112,16 @@ class Delivery:
 
     def _legend(self, case: Case, prepared: Prepared) -> Legend:
         facts = self.model.facts
-        pixels = cell_size(self.model.geometry, prepared.affine)
-        spacing = prepared.spacing_mm
-        in_mm = f" ({pixels * max(spacing):.0f} mm)" if spacing else ""
+        sides, spacing = cell_sides(self.model.geometry, prepared.affine), prepared.spacing_mm
+        rows, columns = (f"{side:.0f}" for side in sides)
+        size = f"{columns} pixels wide" if rows == columns else f"{rows} rows high and {columns} columns wide"
+        in_mm = [f"{side * step:.0f}" for side, step in zip(sides, spacing, strict=True)] if spacing else []
+        told = f" ({' × '.join(dict.fromkeys(in_mm))} mm)" if in_mm else ""
         return Legend(
             label=f"evidence for {facts.classes[case.shown]}",
             scale=facts.heatmap_scale,
             unit="logit margin" if len(facts.classes) == 2 else "centred logit",
-            cell=f"one feature cell is {pixels:.0f} pixels wide{in_mm}; finer detail is interpolation",
+            cell=f"one feature cell is {size}{told}; finer detail is interpolation",
         )
 
     def _secondary_capture(self, case: Case, result: ImageResult, picture: NDArray[np.uint8]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from pipeline import __version__
 from pipeline.dicom.codecs import decoders
+from pipeline.dicom.syntaxes import UNDECODED
 
 PACKAGES = (
     "torch",
@@ -24,7 +25,12 @@ PACKAGES = (
     "pandas",
     "pyarrow",
 )
-TOOLS = {"dciodvfy": "checks objects against their IOD (dicom3tools)", "dcm2pnm": "a second renderer (dcmtk)"}
+TOOLS = {
+    "dciodvfy": "checks objects against their IOD (dicom3tools)",
+    "dcm2pnm": "a second decoder and renderer (dcmtk), for the tests",
+    "gdcmconv": "a third decoder (GDCM), for the tests",
+    "dcm2niix": "a second way from series to volumes, for the tests",
+}
 
 
 def report() -> list[str]:
@@ -37,7 +43,12 @@ def report() -> list[str]:
         lines.append(f"device: CPU, {torch.get_num_threads()} threads (fp32); no CUDA device is visible")
     lines.append("transfer syntaxes:")
     for uid, name, decoder, available in decoders():
-        lines.append(f"  {'yes' if available else 'NO '} {name} ({uid}): {decoder}")
+        if uid not in UNDECODED:
+            lines.append(f"  {'yes' if available else 'NO '} {name} ({uid}): {decoder}")
+    lines.append("transfer syntaxes that no file is decoded of (files are rejected with the reason):")
+    for reason in dict.fromkeys(UNDECODED.values()):
+        uids = [uid for uid, why in UNDECODED.items() if why == reason]
+        lines.append(f"  {reason}: {uids[0]}{f' and {len(uids) - 1} more' if len(uids) > 1 else ''}")
     lines.append("optional tools:")
     lines += [f"  {'yes' if shutil.which(tool) else 'no '} {tool}: {purpose}" for tool, purpose in TOOLS.items()]
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 
 from pipeline import RESEARCH_ONLY, figures
+from pipeline.cache import prepared_images
+from pipeline.cache_store import CacheError
 from pipeline.cases import Cases, columns_needed, group_images
 from pipeline.columns import text
 from pipeline.config import Config
-from pipeline.dataset import image_files
+from pipeline.dataset import Preparer, image_files
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import evidence_in_source
 from pipeline.files import file_digest, write_whole
@@ -31,6 +33,7 @@ from pipeline.predict import (
     image_table,
     load_model,
     predict_files,
+    predict_prepared,
     probability_columns,
 )  # fmt: skip
 from pipeline.progress import say, track
@@ -78,9 +81,8 @@ def evaluate(
     subject = (
         _other_data(run, data, root, model, progress) if data else _own_split(run, split, model.facts.split_sha256)
     )
-    files = image_files(subject.images, subject.index.roots)
-    shown = track(predict_files(model, files), f"evaluating {subject.name}", len(files), show=progress)
-    images = image_table(subject.images, [_without_pixels(result) for result in shown], model)
+    results = [_without_pixels(result) for result in _predicted(subject, model, progress)]
+    images = image_table(subject.images, results, model)
     cases = case_table(subject.cases, images, model)
 
     subject.folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,21 @@ def evaluate(
     for warning in record["warnings"]:
         say(f"warning: {warning}")
     return record | {"folder": str(subject.folder)}
+
+
+def _predicted(subject: Subject, model: TrainedModel, progress: bool) -> Iterator[ImageResult]:
+    """Each image's prediction; decoded into the cache, or without it where the cache cannot be used."""
+    files, name = image_files(subject.images, subject.index.roots), f"{subject.name} images"
+    try:
+        prepared = prepared_images(
+            files, Preparer(model.facts.preprocessing), what=f"preparing {name}", progress=progress
+        )
+    except CacheError as error:
+        say(f"{error}; this evaluation goes on without it")
+        results = predict_files(model, files)
+    else:
+        results = predict_prepared(model, files, prepared)
+    yield from track(results, f"evaluating {name}", len(files), show=progress)
 
 
 def _own_split(run: Path, split: str, split_sha256: str) -> Subject:

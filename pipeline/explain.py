@@ -58,6 +58,12 @@ def evidence_in_source(
     )
 
 
+def cell_sides(geometry: Geometry, affine: NDArray[np.float64]) -> tuple[float, float]:
+    """Rows and columns of source pixels that one feature cell covers: unequal where pixels are no squares, or the image was stretched."""
+    rows, columns = geometry.cell_stride * np.abs(affine[:, :2]).sum(axis=1)
+    return float(rows), float(columns)
+
+
 def cell_size(geometry: Geometry, affine: NDArray[np.float64]) -> float:
-    """Side of one feature cell in source pixels (the larger of its two sides)."""
-    return float(geometry.cell_stride * np.abs(affine[:, :2]).sum(axis=1).max())
+    """The larger of `cell_sides`: how far from its place, in source pixels, evidence may speak."""
+    return max(cell_sides(geometry, affine))

@@ -11,6 +11,7 @@ import math
 import pickle
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,24 @@ from ignite.handlers import ProgressBar
 from ignite.metrics import Accuracy, Average, EpochMetric
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
+from monai.inferers import SimpleInferer
 from sklearn.metrics import roc_auc_score
 from torch import nn
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.config import Training
-from pipeline.dataset import EpochSampler, TrainingImages
 from pipeline.errors import RunError
+from pipeline.feed import BatchSampler, LabelledImages
 from pipeline.files import whole_file
 from pipeline.model import Classifier
 from pipeline.progress import say
 from pipeline.run import CHECKPOINT_FILE, HISTORY_FILE, write_table
-from pipeline.work import default_workers
 
 HISTORY_COLUMNS = [
     "epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_auroc", "learning_rate", "images_per_second", "seconds",
 ]  # fmt: skip
-GPU_LOADER_WORKERS = 8
+WAITING_SAID = 0.03
+"""Share of an epoch's training spent waiting for images from which its line says so."""
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Fit:
     run: Path
     history: list[dict[str, float]] = field(default_factory=list)
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    waiting: list[float] = field(default_factory=list)
+    """Of each epoch of this session, the share of its training that was spent waiting for images."""
 
     @property
     def best_epoch(self) -> int:
@@ -107,8 +110,8 @@ class Fit:
 
 def fit(
     network: Classifier,
-    training: TrainingImages,
-    validation: TrainingImages,
+    training: LabelledImages,
+    validation: LabelledImages,
     settings: Training,
     *,
     run: Path,
@@ -141,60 +144,73 @@ def _start(network: Classifier, settings: Training, run: Path) -> Fit:
 
 
 def _run_epochs(
-    state: Fit, training: TrainingImages, validation: TrainingImages, seed: int, device: torch.device, progress: bool
+    state: Fit, training: LabelledImages, validation: LabelledImages, seed: int, device: torch.device, progress: bool
 ) -> None:
     settings, on_gpu = state.settings, device.type == "cuda"
     classes = state.network.head.out_features
     loss = nn.CrossEntropyLoss(weight=_class_weights(training.labels, classes, settings.class_weights)).to(device)
-    options: dict[str, Any] = (
-        {"num_workers": min(default_workers(), GPU_LOADER_WORKERS), "pin_memory": True} if on_gpu else {}
-    )
-    engine_options = {
+    options: dict[str, Any] = {
         "device": device,
         "non_blocking": on_gpu,
         "decollate": False,
-        "amp": on_gpu,
-        "amp_kwargs": {"dtype": torch.bfloat16} if on_gpu else None,
-        "to_kwargs": {"memory_format": torch.channels_last},
-        "prepare_batch": _prepare_batch,
+        "inferer": Bfloat16Inferer() if on_gpu else SimpleInferer(),
+        "to_kwargs": {},
     }
     evaluator = SupervisedEvaluator(
-        val_data_loader=DataLoader(validation, batch_size=settings.batch_size, **options),
+        val_data_loader=validation.loader(BatchSampler(len(validation), settings.batch_size), on_gpu=on_gpu),
         network=state.network,
-        key_val_metric={"val_accuracy": Accuracy(output_transform=_pred_and_label)},
+        prepare_batch=validation.input,
+        key_val_metric={"val_accuracy": Accuracy(output_transform=_pred_and_label, device=device)},
         additional_metrics={
-            "val_loss": Average(output_transform=lambda output: _losses(loss, output)),
-            "val_auroc": EpochMetric(_auroc, output_transform=_pred_and_label, check_compute_fn=False),
+            "val_loss": Average(output_transform=lambda output: _losses(loss, output), device=device),
+            "val_auroc": EpochMetric(_auroc, output_transform=_pred_and_label, check_compute_fn=False, device=device),
         },
-        **engine_options,
+        **options,
     )
-    sampler = EpochSampler(len(training), seed, lambda: trainer.state.epoch)
-    last_alone = len(training) % settings.batch_size == 1  # batch norm cannot be trained on a single image
+    batches = BatchSampler(
+        len(training), settings.batch_size, seed=seed, epoch=lambda: trainer.state.epoch, drop_single=True
+    )
     trainer = SupervisedTrainer(
         max_epochs=settings.epochs,
-        train_data_loader=DataLoader(
-            training, batch_size=settings.batch_size, sampler=sampler, drop_last=last_alone, **options
-        ),
+        train_data_loader=training.loader(batches, on_gpu=on_gpu),
         network=state.network,
         optimizer=state.optimizer,
         loss_function=loss,
         optim_set_to_none=True,
-        key_train_metric={"train_accuracy": Accuracy(output_transform=_pred_and_label)},
-        additional_metrics={"train_loss": Average(output_transform=lambda output: _losses(loss, output))},
-        **engine_options,
+        prepare_batch=training.input,
+        # On the device: metrics on the CPU would make each step wait for the GPU.
+        key_train_metric={"train_accuracy": Accuracy(output_transform=_pred_and_label, device=device)},
+        additional_metrics={
+            "train_loss": Average(output_transform=lambda output: _losses(loss, output), device=device)
+        },
+        **options,
     )
-    _attach(trainer, evaluator, state, seed, progress)
+    _attach(trainer, evaluator, state, batches.images, seed, progress)
     with SummaryWriter(state.run / "tensorboard", purge_step=len(state.history) + 1) as writer:
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: _to_tensorboard(writer, state.history[-1]))
         trainer.load_state_dict(
-            {"epoch": len(state.history), "max_epochs": settings.epochs, "epoch_length": len(trainer.data_loader)}
+            {"epoch": len(state.history), "max_epochs": settings.epochs, "epoch_length": len(batches)}
         )
         trainer.run()
 
 
-def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: Fit, seed: int, progress: bool) -> None:
-    """Handlers in the order in which they run at the end of an epoch."""
+class Bfloat16Inferer(SimpleInferer):
+    """The forward pass in bfloat16, its result in float32.
+
+    MONAI's own `amp` scales gradients, which bfloat16 does not need, and asks the GPU in each step whether they are finite.
+    """
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+            return super().__call__(inputs, network, *args, **kwargs).float()
+
+
+def _attach(
+    trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: Fit, images: int, seed: int, progress: bool
+) -> None:
+    """Handlers in the order in which they run at the end of an epoch of `images`."""
     began, trained = [0.0], [0.0]
+    waiting = _Waiting()
 
     def begin(engine: Engine) -> None:
         began[0] = time.monotonic()
@@ -207,9 +223,8 @@ def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: F
 
     def record(engine: Engine) -> None:
         row = _history_row(engine, evaluator, state.optimizer)
-        row["images_per_second"] = min(_images_an_epoch(engine), len(engine.data_loader.dataset)) / (
-            trained[0] - began[0]
-        )
+        row["images_per_second"] = images / (trained[0] - began[0])
+        state.waiting.append(waiting.share_of(trained[0] - began[0]))
         row["seconds"] = time.monotonic() - began[0]
         state.history.append(row)
         if not math.isfinite(row["train_loss"]):
@@ -229,21 +244,41 @@ def _attach(trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: F
             state.run / HISTORY_FILE, pd.DataFrame(state.history, columns=HISTORY_COLUMNS).astype({"epoch": int})
         )
         if progress:
-            say(_line(row, state.settings.epochs))
+            say(_line(row, state.settings.epochs, state.waiting[-1]))
         if state.ended:
             engine.terminate()
 
     trainer.add_event_handler(Events.EPOCH_STARTED, begin)
+    waiting.attach(trainer)
     if progress and sys.stderr.isatty():
         bar = ProgressBar(desc="epoch", file=sys.stderr)
-        bar.attach(trainer, output_transform=lambda output: {"loss": float(output["loss"])})
+        bar.attach(trainer)  # without the loss, which would make each step wait for the GPU
     trainer.add_event_handler(Events.EPOCH_COMPLETED, stop_watch)
     ValidationHandler(interval=1, validator=evaluator).attach(trainer)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, record)
 
 
-def _images_an_epoch(engine: Engine) -> int:
-    return int(engine.state.epoch_length * engine.data_loader.batch_size)
+class _Waiting:
+    """How long the trainer has waited for its batches since it was last asked."""
+
+    def __init__(self) -> None:
+        self._since, self._sum = 0.0, 0.0
+
+    def attach(self, trainer: SupervisedTrainer) -> None:
+        """Counts from the asking for a batch to its coming."""
+        trainer.add_event_handler(Events.GET_BATCH_STARTED, self._start)
+        trainer.add_event_handler(Events.GET_BATCH_COMPLETED, self._stop)
+
+    def share_of(self, seconds: float) -> float:
+        """Of so many seconds; counts anew."""
+        share, self._sum = self._sum / seconds, 0.0
+        return share
+
+    def _start(self) -> None:
+        self._since = time.monotonic()
+
+    def _stop(self) -> None:
+        self._sum += time.monotonic() - self._since
 
 
 def _history_row(engine: Engine, evaluator: SupervisedEvaluator, optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -258,10 +293,12 @@ def _history_row(engine: Engine, evaluator: SupervisedEvaluator, optimizer: torc
     return {name: row[name] for name in HISTORY_COLUMNS}
 
 
-def _line(row: dict[str, float], epochs: int) -> str:
+def _line(row: dict[str, float], epochs: int, waiting: float) -> str:
+    waited = f", {waiting:.0%} of it waiting for images" if waiting >= WAITING_SAID else ""
     return (
         f"epoch {int(row['epoch'])}/{epochs}: loss {row['train_loss']:.3f}, validation loss {row['val_loss']:.3f}, "
-        f"accuracy {row['val_accuracy']:.3f}, AUROC {row['val_auroc']:.3f}, {row['images_per_second']:.0f} images/s, {row['seconds']:.0f} s"
+        f"accuracy {row['val_accuracy']:.3f}, AUROC {row['val_auroc']:.3f}, {row['images_per_second']:.0f} images/s{waited}, "
+        f"{row['seconds']:.0f} s"
     )
 
 
@@ -269,15 +306,6 @@ def _to_tensorboard(writer: SummaryWriter, row: dict[str, float]) -> None:
     for name, value in row.items():
         if name != "epoch":
             writer.add_scalar(name, value, int(row["epoch"]))
-
-
-def _prepare_batch(
-    batch: dict[str, torch.Tensor], device: torch.device, non_blocking: bool, **to: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images take the memory format, labels do not have one."""
-    return batch["image"].to(device, non_blocking=non_blocking, **to), batch["label"].to(
-        device, non_blocking=non_blocking
-    )
 
 
 def _pred_and_label(output: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -293,7 +321,7 @@ def _losses(loss: nn.CrossEntropyLoss, output: dict[str, torch.Tensor]) -> torch
 
 def _auroc(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Two classes: of the second; more: one against rest, macro. NaN where a class is absent."""
-    probabilities, truth = torch.softmax(logits.double(), dim=1).numpy(), labels.numpy()
+    probabilities, truth = torch.softmax(logits.double(), dim=1).cpu().numpy(), labels.cpu().numpy()
     if not np.isfinite(probabilities).all() or len(np.unique(truth)) < probabilities.shape[1]:
         return math.nan
     if probabilities.shape[1] == 2:

@@ -156,6 +156,7 @@ def read_nifti(path: Path, frame: int = 0, *, hounsfield: bool = False) -> Pixel
         unit=PixelUnit.HU if hounsfield else PixelUnit.MODALITY,
         padding=missing if missing.any() else None,
         spacing_mm=header.spacing_mm[:2],
+        aspect=header.spacing_mm[0] / header.spacing_mm[1],
     )
 
 

@@ -1,7 +1,7 @@
 """A trained model and cases to probabilities and evidence.
 
-`load_model` opens a run; `TrainedModel.predict` takes prepared images (batch, 1, size, size) in 0-1. Image predictions of
-one case are averaged: the mean of the probabilities.
+`load_model` opens a run; `TrainedModel.predict` takes prepared images (batch, k, size, size) as levels. Image predictions of one case are
+averaged: the mean of the probabilities.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from pipeline.cache import PreparedImages
 from pipeline.columns import text
-from pipeline.dataset import ImageFile, Prepared, Preparer, input_chain, prepare_all
+from pipeline.dataset import ImageFile, Prepared, Preparer, prepare_all
 from pipeline.errors import RejectReason, RunError
 from pipeline.explain import class_evidence
+from pipeline.feed import standardised
 from pipeline.model import WEIGHTS_FILE, Classifier, Geometry
 from pipeline.run import MODEL_FILE, ModelFacts, read_model
 from pipeline.work import Failure
-from transforms.chains import KEY
+from transforms.intensity import from_levels
 
 BATCH = 16
 """Images a forward pass: on the CPU larger ones gain nothing, on a GPU decoding is the slower part."""
@@ -38,6 +40,8 @@ RASTER_FORMATS = (*PICTURE_FORMATS, "nifti")
 SCOPE_COLUMNS = ("modality", "body_part_examined", "view_position")
 
 Item = TypeVar("Item")
+
+NOTHING: NDArray[np.uint16] = np.empty(0, dtype=np.uint16)
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,10 @@ class TrainedModel:
     def geometry(self) -> Geometry:
         return self.network.geometry
 
-    def predict(self, images: NDArray[np.float32]) -> Predicted:
+    def predict(self, levels: NDArray[np.uint16]) -> Predicted:
         """One forward pass: probabilities, and the evidence map that the same pass gives."""
-        chain = input_chain(self.facts.input_mean, self.facts.input_std)
-        batch = torch.stack([chain({KEY: torch.from_numpy(np.array(image))})[KEY] for image in images])
-        batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
+        images = from_levels(torch.from_numpy(levels).to(self.device))
+        batch = standardised(images, self.facts.input_mean, self.facts.input_std)
         with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             features = self.network.features(batch)
         with torch.inference_mode():
@@ -115,21 +118,43 @@ def predict_files(
     """Each file decoded, prepared and predicted, in order; a stream, so memory does not grow with the number of files."""
     preparer = Preparer(model.facts.preprocessing, keep_shown)
     for batch in batched(prepare_all(files, preparer, workers)):
-        decoded = [prepared for _, prepared in batch if isinstance(prepared, Prepared)]
-        predicted = model.predict(np.stack([prepared.image for prepared in decoded])) if decoded else None
-        position = 0
+        decoded = [(file, prepared) for file, prepared in batch if isinstance(prepared, Prepared)]
+        levels = np.stack([prepared.image for _, prepared in decoded]) if decoded else NOTHING
+        predicted = _results(model, levels, decoded)
         for file, outcome in batch:
-            if isinstance(outcome, Failure):
-                yield ImageResult(file, failure=outcome)
-                continue
-            assert predicted is not None
-            probabilities, evidence = predicted.probabilities[position], predicted.evidence[position]
-            if np.isfinite(probabilities).all() and np.isfinite(evidence).all():
-                yield ImageResult(file, None, outcome, probabilities, evidence, int(predicted.shown[position]))
-            else:
-                failure = Failure(RejectReason.NOT_FINITE, "the network's output is not a finite number")
-                yield ImageResult(file, failure=failure)
-            position += 1
+            yield ImageResult(file, failure=outcome) if isinstance(outcome, Failure) else next(predicted)
+
+
+def predict_prepared(model: TrainedModel, files: Sequence[ImageFile], images: PreparedImages) -> Iterator[ImageResult]:
+    """`predict_files` of images that are in the cache: the same results without what only decoding tells (`ImageResult.prepared`)."""
+    failed = {
+        int(position): Failure(RejectReason(reason), detail)
+        for position, reason, detail in images.failures.itertuples(index=False, name=None)
+    }
+    for batch in batched(range(len(files))):
+        usable = [position for position in batch if position not in failed]
+        levels = images.take(np.array(usable, dtype=np.int64))
+        predicted = _results(model, levels, [(files[position], None) for position in usable])
+        for position in batch:
+            failure = failed.get(position)
+            yield ImageResult(files[position], failure=failure) if failure else next(predicted)
+
+
+def _results(
+    model: TrainedModel, levels: NDArray[np.uint16], images: Sequence[tuple[ImageFile, Prepared | None]]
+) -> Iterator[ImageResult]:
+    """One result for each of `images`, whose levels (n, k, size, size) are given."""
+    if not images:
+        return
+    predicted = model.predict(levels)
+    for (file, prepared), probabilities, evidence, shown in zip(
+        images, predicted.probabilities, predicted.evidence, predicted.shown.tolist(), strict=True
+    ):
+        if np.isfinite(probabilities).all() and np.isfinite(evidence).all():
+            yield ImageResult(file, None, prepared, probabilities, evidence, shown)
+        else:
+            failure = Failure(RejectReason.NOT_FINITE, "the network's output is not a finite number")
+            yield ImageResult(file, failure=failure)
 
 
 def pick_device() -> torch.device:

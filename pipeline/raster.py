@@ -1,9 +1,10 @@
-"""PNG, JPEG and TIFF: what their headers say, and their pixels as gray fractions of their type's range.
+"""PNG, JPEG and TIFF: what their headers say, and their pixels as fractions of their type's range, gray or in colour.
 
 Magic bytes decide, never the file name. Gamma, ICC profiles and transparency change no value; the alpha channel, which
 gives the label away in public collections, counts neither as a sample nor as a mask. The orientation of JPEG (EXIF) and
-TIFF is applied, as viewers do; rows and columns are those after it. 16 bits stay 16 bits. A file whose end is missing is
-`TRUNCATED`, although much of it could be shown. Importing this module brings neither torch nor MONAI.
+TIFF is applied, as viewers do; rows and columns are those after it. 16 bits stay 16 bits. Pixels count as square, whatever
+resolution is told for printing. A file whose end is missing is `TRUNCATED`, although much of it could be shown. Importing this
+module brings neither torch nor MONAI.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ _MODES |= {
 }
 _MODES |= {"PA": (1, 8, "PALETTE COLOR"), "I;16": (1, 16, "MONOCHROME2"), "I;16B": (1, 16, "MONOCHROME2")}
 """Pillow's modes: samples without alpha, bits, meaning. Modes I and F are left out: nothing says what their range is."""
+_PHOTOMETRIC, _TIFF_RGB = ExifTags.Base.PhotometricInterpretation, 2
+_PLANAR, _TIFF_PLANES = ExifTags.Base.PlanarConfiguration, 2
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
 _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda image: image[:, ::-1],
@@ -99,10 +102,11 @@ def read_raster_header(path: Path) -> dict[str, Any] | None:
     return None if header is None else asdict(header)
 
 
-def read_raster(path: Path, frame: int = 0) -> Pixels:
-    """The image (of a TIFF: page `frame`, from 0) as gray fractions of its type's range, colour as luma.
+def read_raster(path: Path, frame: int = 0, *, color: bool = False) -> Pixels:
+    """The image (of a TIFF: page `frame`, from 0) as fractions of its type's range.
 
-    Raises ValueError for a page that there is not; Rejected as `read_raster_header`, or NOT_AN_IMAGE, DECODE_FAILED.
+    `color`: colour images as (rows, columns, 3) RGB, gray ones as gray; else colour as luma. Raises ValueError for a page that
+    there is not; Rejected as `read_raster_header`, or NOT_AN_IMAGE, DECODE_FAILED.
     """
     from transforms.intensity import Pixels, PixelUnit  # brings torch, which the index must not need
 
@@ -113,10 +117,19 @@ def read_raster(path: Path, frame: int = 0) -> Pixels:
         if not 0 <= frame < header.frames:
             raise ValueError(f"frame {frame} asked for, the image has frames 0 to {header.frames - 1}")
         file.seek(0)
-        samples, white = (
-            _decode_png(file) if header.format == "png" else _decode_with_pillow(file, header.format, frame)
-        )
-    return Pixels(luma(samples, white), PixelUnit.FRACTION)
+        if header.format == "png":
+            samples, white = _decode_png(file)
+        elif (header.format, header.samples_per_pixel, header.bits_allocated) == ("tiff", 3, 16):
+            samples, white = _decode_deep_color(file, frame)
+        else:
+            samples, white = _decode_with_pillow(file, header.format, frame)
+    colored = color and samples.ndim == 3 and samples.shape[2] >= 3
+    return Pixels(rgb_fractions(samples, white) if colored else luma(samples, white), PixelUnit.FRACTION)
+
+
+def rgb_fractions(samples: NDArray[Any], white: float) -> NDArray[np.float32]:
+    """(rows, columns, 3 or more) → (rows, columns, 3) fractions of `white`; what comes after blue is left out."""
+    return np.asarray(samples[..., :3].astype(np.float32) / np.float32(white), dtype=np.float32)
 
 
 def luma(samples: NDArray[Any], white: float) -> NDArray[np.float32]:
@@ -206,17 +219,28 @@ def _tiff_header(file: BinaryIO) -> RasterHeader:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     with _pillow(file, "tiff") as image:
-        samples, bits, meaning = _meaning(image.mode)
+        samples, bits, meaning = _tiff_meaning(image)
         mode, (columns, rows) = image.mode, image.size
         frames = int(getattr(image, "n_frames", 1))
         for page in range(frames):
             image.seek(page)
-            if (image.size, _meaning(image.mode)) != ((columns, rows), (samples, bits, meaning)):
+            if (image.size, _tiff_meaning(image)) != ((columns, rows), (samples, bits, meaning)):
                 detail = f"page {page + 1} of the TIFF is of another size or kind than the first: one image is expected"
                 raise Rejected(RejectReason.UNSUPPORTED_PIXELS, detail)
-            _check_budget(image.height, image.width, len(image.getbands()), _meaning(image.mode)[1])
+            _check_budget(image.height, image.width, len(image.getbands()), bits)
             _check_strips(image, size)
     return RasterHeader("tiff", frames, rows, columns, samples, bits, meaning, mode)
+
+
+def _tiff_meaning(image: Any) -> tuple[int, int, str]:
+    """`_meaning` of a TIFF page. Pillow makes 8 bits of colour in 16, and wrong ones where each colour is a plane of its own."""
+    samples, bits, meaning = _meaning(image.mode)
+    deep = samples == 3 and max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,))) > 8
+    if not deep:
+        return samples, bits, meaning
+    if set(image.tag_v2[ExifTags.Base.BitsPerSample]) != {16} or image.tag_v2.get(_PHOTOMETRIC) != _TIFF_RGB:
+        raise Rejected(RejectReason.UNSUPPORTED_PIXELS, "TIFF colour of more than 8 bits that is not RGB of 16")
+    return samples, 16, meaning
 
 
 def _check_strips(image: Any, size: int) -> None:
@@ -239,6 +263,25 @@ def _decode_png(file: BinaryIO) -> tuple[NDArray[Any], int]:
     except (RuntimeError, ValueError) as error:
         raise Rejected(RejectReason.DECODE_FAILED, f"the PNG decoder reports {type(error).__name__}") from None
     return samples, int(np.iinfo(samples.dtype).max)
+
+
+def _decode_deep_color(file: BinaryIO, frame: int) -> tuple[NDArray[Any], int]:
+    """RGB of 16 bits from a TIFF, (rows, columns, samples with alpha) set upright, and the value of white."""
+    import imagecodecs
+
+    with _pillow(file, "tiff") as image:
+        image.seek(frame)
+        by_plane, turn = image.tag_v2.get(_PLANAR) == _TIFF_PLANES, _TURNS.get(_orientation(image))
+    file.seek(0)
+    try:
+        samples = imagecodecs.tiff_decode(file.read(), index=frame)
+    except (RuntimeError, ValueError) as error:
+        raise Rejected(RejectReason.DECODE_FAILED, f"the TIFF decoder reports {type(error).__name__}") from None
+    if by_plane and samples.ndim == 3:
+        samples = np.moveaxis(samples, 0, -1)
+    if samples.dtype != np.uint16 or samples.ndim != 3 or samples.shape[2] < 3:
+        raise Rejected(RejectReason.DECODE_FAILED, f"expected RGB of 16 bits in the TIFF, found {samples.dtype}")
+    return samples if turn is None else turn(samples), int(np.iinfo(np.uint16).max)
 
 
 def _decode_with_pillow(file: BinaryIO, format_name: str, frame: int) -> tuple[NDArray[Any], int]:

@@ -21,6 +21,7 @@ from safetensors.torch import save as serialize_tensors
 
 import pipeline
 from pipeline import RESEARCH_ONLY
+from pipeline.cache_key import code_version
 from pipeline.config import Config, Network, Preprocessing, Settings, digest, dump_yaml, parse_settings, read_yaml
 from pipeline.errors import ConfigError, RunError
 from pipeline.files import file_digest, write_whole
@@ -178,7 +179,9 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def write_environment(run: Path, device: torch.device, key: IdentityKey) -> None:
-    """Versions that the figures depend on, and which key patients were hashed with; no host or user names."""
+    """Versions that the figures depend on (`pixel_code`: of all that decides a prepared image), and which key patients were hashed
+    with; no host or user names.
+    """
     names = (
         "torch",
         "monai",
@@ -187,6 +190,8 @@ def write_environment(run: Path, device: torch.device, key: IdentityKey) -> None
         "pandas",
         "pydicom",
         "imagecodecs",
+        "pillow",
+        "nibabel",
         "highdicom",
         "scikit-learn",
     )
@@ -198,6 +203,7 @@ def write_environment(run: Path, device: torch.device, key: IdentityKey) -> None
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "identity_key": key.fingerprint,
+        "pixel_code": code_version(),
         "packages": {name: metadata.version(name) for name in names},
     }
     write_whole(run / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")

@@ -17,19 +17,12 @@ import pipeline
 from pipeline.cache import PreparedImages, prepared_images
 from pipeline.cases import Cases, columns_needed
 from pipeline.columns import text
-from pipeline.config import Config, digest
-from pipeline.dataset import (
-    Preparer,
-    TrainingImages,
-    image_files,
-    input_chain,
-    input_statistics,
-    training_chain,
-    window_of,
-)
+from pipeline.config import Config, Preprocessing, digest
+from pipeline.dataset import Preparer, image_files, input_statistics, windows_of
 from pipeline.dataset_split import dataset_split
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import heatmap_scale
+from pipeline.feed import LabelledImages
 from pipeline.files import file_digest
 from pipeline.fit import Fit, fit
 from pipeline.identity import IdentityKey
@@ -64,18 +57,20 @@ from pipeline.sources import open_dataset
 from pipeline.split import SPLIT_COLUMNS, SPLITS, Split, check_split
 from pipeline.split_file import left_out
 from pipeline.wording import counted
+from transforms.augment import Augmentations
 from transforms.intensity import describe_unit_range
 
 CACHE_FOLDER = "cache"
+"""In the run, where the user's cache cannot be written."""
 FEWEST_CELLS = 4
 """Along a side: with fewer, a cell is larger than an organ."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split's images (all, 1, size, size), the rows (n,) of those that could be decoded, and their class indices (n,)."""
+    """One split's prepared images, the rows (n,) of those that could be decoded, and their class indices (n,)."""
 
-    images: NDArray[np.float32]
+    images: PreparedImages
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
 
@@ -116,12 +111,10 @@ def train(
         _announce(divided, manifest, config, training, validation, device)
 
     fitted = fit(
-        network, *_datasets(config, training, validation), config.training,
+        network, *_labelled(config, training, validation), config.training,
         run=out, seed=config.seed, device=device, progress=progress,
     )  # fmt: skip
-    facts = _finish(config, manifest, cases, split, fitted, origin, validation, device, out)
-    shutil.rmtree(out / CACHE_FOLDER, ignore_errors=True)
-    return facts
+    return _finish(config, manifest, cases, split, fitted, origin, validation, device, out)
 
 
 def _check_folder(out: Path, config: Config, manifest: Manifest, key: IdentityKey, resume: bool) -> None:
@@ -156,9 +149,15 @@ def _start_warnings(config: Config) -> tuple[str, ...]:
     start = Path(config.network.weights)
     if not (start / MODEL_FILE).is_file():
         return ()
-    before, now = read_model(start).preprocessing, config.preprocessing
-    other = [name for name in ("window", "scaling", "normalization") if getattr(before, name) != getattr(now, name)]
+    before, now = (_what_numbers_mean(settings) for settings in (read_model(start).preprocessing, config.preprocessing))
+    other = [name for name, value in now.items() if before.get(name) != value]
     return (f"the weights of {start} were trained with another preprocessing.{' and .'.join(other)}",) if other else ()
+
+
+def _what_numbers_mean(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The settings that decide what a value of the network's input stands for, whatever its size."""
+    settings = preprocessing.model_dump(exclude={"size", "resize"})
+    return settings if preprocessing.scaling == "percentile" else settings | {"percentiles": None}
 
 
 def _resumed(cases: Cases, out: Path) -> Split:
@@ -202,11 +201,11 @@ def _prepare(
         ids = split.loc[split["split"] == name, "case_id"]
         rows = cases.images[cases.images["case_id"].isin(ids)].reset_index(drop=True)
         prepared = prepared_images(
-            out / CACHE_FOLDER,
             image_files(rows, index.roots),
             Preparer(config.preprocessing),
             what=f"preparing {name} images",
             progress=progress,
+            fallback=out / CACHE_FOLDER,
         )
         parts.append(_part(prepared, rows["label"], manifest.classes, name))
         failed = rows.loc[prepared.failures["position"], ["source", "path"]].reset_index(drop=True)
@@ -222,14 +221,18 @@ def _part(prepared: PreparedImages, names: pd.Series, classes: Sequence[str], sp
     absent = [name for name, number in place.items() if number not in labels]
     if absent:
         raise ConfigError(f"no image of class {absent[0]} in the {split} split can be decoded; radloop index says why")
-    return Part(prepared.images, rows, labels)
+    return Part(prepared, rows, labels)
 
 
-def _datasets(config: Config, training: Part, validation: Part) -> tuple[TrainingImages, TrainingImages]:
-    mean, std = input_statistics(config.preprocessing, config.network.channels)
+def _labelled(config: Config, training: Part, validation: Part) -> tuple[LabelledImages, LabelledImages]:
+    """Training images to be varied at random, validation images as they are."""
+    statistics = input_statistics(config.preprocessing, config.network.channels)
+    augmentation = Augmentations(**config.augmentation.model_dump())
     return (
-        TrainingImages(training.images, training.rows, training.labels, training_chain(config), seed=config.seed),
-        TrainingImages(validation.images, validation.rows, validation.labels, input_chain(mean, std)),
+        LabelledImages(
+            training.images, training.rows, training.labels, *statistics, augmentation=augmentation, seed=config.seed
+        ),
+        LabelledImages(validation.images, validation.rows, validation.labels, *statistics),
     )
 
 
@@ -245,14 +248,15 @@ def _finish(
     provisional = trained_model(network, ModelFacts(**facts, heatmap_scale=1.0, weights_sha256=""), device)
     evidence = []
     for rows in batched(validation.rows):
-        predicted = provisional.predict(validation.images[rows])
+        predicted = provisional.predict(validation.images.take(np.array(rows, dtype=np.int64)))
         evidence += [maps[place] for maps, place in zip(predicted.evidence, predicted.shown, strict=True)]
     shutil.rmtree(out / EVALUATION_FOLDER, ignore_errors=True)  # figures of weights that are no more
     return write_model(out, fitted.best_weights, facts | {"heatmap_scale": heatmap_scale(evidence)})
 
 
 def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigin, out: Path) -> dict[str, Any]:
-    mean, std = input_statistics(config.preprocessing, config.network.channels)
+    preprocessing = config.preprocessing
+    mean, std = input_statistics(preprocessing, config.network.channels)
     return {
         "name": config.name,
         "radloop_version": pipeline.__version__,
@@ -262,9 +266,15 @@ def _facts(config: Config, manifest: Manifest, fitted: Fit, origin: WeightsOrigi
         "positive": manifest.positive_class,
         "unit": manifest.unit,
         "rules": manifest.rules,
-        "preprocessing": config.preprocessing,
-        "preprocessing_digest": digest(config.preprocessing),
-        "path_to_unit_range": describe_unit_range(window_of(config.preprocessing)),
+        "preprocessing": preprocessing,
+        "preprocessing_digest": digest(preprocessing),
+        "path_to_unit_range": describe_unit_range(
+            windows_of(preprocessing),
+            voi=preprocessing.voi,
+            color=preprocessing.color,
+            scaling=preprocessing.scaling,
+            percentiles=preprocessing.percentiles,
+        ),
         "input_mean": mean,
         "input_std": std,
         "initial_weights": origin.source,

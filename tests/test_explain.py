@@ -8,7 +8,7 @@ import torch
 from pytorch_grad_cam import GradCAM
 
 from pipeline.config import Network
-from pipeline.explain import cell_size, class_evidence, evidence_in_source, heatmap_scale
+from pipeline.explain import cell_sides, cell_size, class_evidence, evidence_in_source, heatmap_scale
 from pipeline.model import RESNET_GEOMETRY, Classifier
 
 
@@ -93,3 +93,12 @@ def test_cells_land_in_source_pixels():
     center = (placed * np.indices((512, 512))).sum((1, 2)) / placed.sum()
     np.testing.assert_allclose(center, (257.5, 129.5), atol=0.01)
     assert cell_size(RESNET_GEOMETRY, affine) == 128
+
+
+def test_a_cell_has_two_sides_on_pixels_that_are_no_squares():
+    """256 × 512 pixels, twice as high as wide, in an input of 128: a cell covers 64 rows and 128 columns, as far in millimetres."""
+    affine = np.array([[2.0, 0, 0.5], [0, 4.0, 1.5]])
+    assert cell_sides(RESNET_GEOMETRY, affine) == (64, 128)
+    assert cell_size(RESNET_GEOMETRY, affine) == 128
+    mirrored = affine * [[1, 1, 1], [1, -1, 1]]
+    assert cell_sides(RESNET_GEOMETRY, mirrored) == (64, 128)

@@ -13,13 +13,14 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [
     {"cli", "__main__"},
-    {"demo", "train", "evaluate", "infer", "audit", "doctor"},
+    {"demo", "train", "evaluate", "infer", "audit", "volumes", "doctor"},
     {"predict", "explain", "deliver", "figures", "report"},
     {
         *("cases", "rules", "labels", "patients", "sheet", "worksheet", "duplicates"),
         *("split", "split_file", "split_ledger", "dataset_split"),
         *("shortcuts", "features", "breakdowns"),
-        *("dataset", "cache", "model", "fit", "metrics", "roc", "run"),
+        *("dataset", "cache", "cache_key", "cache_folder", "cache_store", "cache_block", "feed"),
+        *("model", "fit", "metrics", "roc", "run"),
     },
     {
         *("sources", "manifest", "index", "inventory", "known", "tables"),

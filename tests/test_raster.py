@@ -114,6 +114,68 @@ def test_16_bit_color_keeps_its_bits_and_gamma_changes_nothing(path: Path) -> No
     np.testing.assert_allclose(read_raster(path).values, [[0.299 / 65535, 1.0]], rtol=1e-4)
 
 
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_colour_where_it_is_asked_for(path: Path, format_name: str, alpha: bool) -> None:
+    if format_name == "JPEG" and alpha:
+        pytest.skip("JPEG has no alpha")
+    flat = np.broadcast_to(np.array([200, 30, 90], np.uint8), (24, 32, 3)) if format_name == "JPEG" else COLOR
+    saved(path, np.dstack([flat, GRAY]) if alpha else flat, format_name)
+    pixels = read_raster(path, color=True)
+    assert (pixels.values.shape, pixels.values.dtype, pixels.unit) == ((24, 32, 3), np.float32, PixelUnit.FRACTION)
+    # JPEG: what one rounding to whole samples in YBR makes, at any quality
+    np.testing.assert_allclose(pixels.values, flat / 255, atol=0.02 if format_name == "JPEG" else 1e-6)
+    np.testing.assert_allclose(pixels.values @ [0.299, 0.587, 0.114], read_raster(path).values, atol=1e-6)
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF"])
+def test_gray_stays_gray_and_a_palette_is_colour(path: Path, format_name: str) -> None:
+    for image in (GRAY, np.dstack([GRAY, 255 - GRAY]), GRAY > 99, GRAY.astype(np.uint16) * 200):
+        saved(path, image, format_name)
+        np.testing.assert_array_equal(read_raster(path, color=True).values, read_raster(path).values)
+    indexed = Image.fromarray(GRAY // 100).convert("P")
+    indexed.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    saved(path, indexed, format_name)
+    np.testing.assert_array_equal(read_raster(path, color=True).values, np.eye(3)[GRAY // 100])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_16_bit_colour_of_a_tiff_keeps_its_bits(path: Path, order: str, planes: int, orientation: int) -> None:
+    """Pillow makes 8 bits of it, and of planes another picture."""
+    deep = (COLOR.astype(np.uint16) * 257) ^ 3
+    path.write_bytes(tiff16(deep, order, planes, orientation))
+    upright = {1: deep, 3: deep[::-1, ::-1], 6: np.rot90(deep, -1)}[orientation]
+    header, pixels = read_raster_header(path), read_raster(path, color=True)
+    assert header is not None
+    assert (header["samples_per_pixel"], header["bits_allocated"]) == (3, 16)
+    assert (header["rows"], header["columns"]) == pixels.values.shape[:2]
+    np.testing.assert_allclose(pixels.values, upright / 65535, atol=1e-7)
+    np.testing.assert_allclose(read_raster(path).values, upright @ [0.299, 0.587, 0.114] / 65535, atol=1e-6)
+
+
+def tiff16(image: np.ndarray, order: str, planes: int, orientation: int) -> bytes:
+    """An uncompressed TIFF of (rows, columns, 3) 16-bit values, one strip, or one a colour (`planes` 2)."""
+    data = (np.moveaxis(image, -1, 0) if planes == 2 else image).astype(f"{order}u2").tobytes()
+    strips = 3 if planes == 2 else 1
+    rows, columns = image.shape[:2]
+    tags = [(256, 4, [columns]), (257, 4, [rows]), (258, 3, [16, 16, 16]), (259, 3, [1]), (262, 3, [2])]
+    tags += [(273, 4, [len(data) // strips * number for number in range(strips)]), (274, 3, [orientation])]
+    tags += [(277, 3, [3]), (278, 4, [rows]), (279, 4, [len(data) // strips] * strips), (284, 3, [planes])]
+    extra_at = 8 + 2 + 12 * len(tags) + 4
+    extra_size = sum(len(values) * (4 if kind == 4 else 2) for _, kind, values in tags if len(values) * kind > 4)
+    entries, extra = b"", b""
+    for tag, kind, values in tags:
+        shifted = [value + extra_at + extra_size for value in values] if tag == 273 else values
+        packed = struct.pack(f"{order}{len(values)}{'I' if kind == 4 else 'H'}", *shifted)
+        inline = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}I", extra_at + len(extra))
+        extra += b"" if len(packed) <= 4 else packed
+        entries += struct.pack(f"{order}HHI", tag, kind, len(values)) + inline
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + bytes(4) + extra + data
+
+
 def test_transparent_color_is_a_color(path: Path) -> None:
     path.write_bytes(png(1, 2, 8, 0, [b"\x05\xff"], chunk(b"tRNS", b"\0\x05")))
     np.testing.assert_allclose(read_raster(path).values, [[5 / 255, 1.0]], atol=1e-6)

@@ -62,6 +62,7 @@ def test_the_run_folder_is_complete(looped: Path):
     assert facts.scope["modality"] == ["CT"]
     assert facts.heatmap_scale > 0
     assert set(facts.path_to_unit_range) == {"HU", "modality", "fraction"}
+    assert len(json.loads((run / "environment.json").read_text())["pixel_code"]) == 16
     assert facts.notice == "Phantoms, not patients"
     split = _table(run / "split.csv")
     assert list(split.columns) == ["case_id", "patient_key", "label", "split"]
@@ -325,6 +326,36 @@ def test_a_changed_file_is_a_failed_image_not_a_wrong_one(looped: Path, tmp_path
     images = _table(tmp_path / "run/evaluation/image_predictions.csv").set_index("path")
     assert record["failed"] == 0
     assert images.loc[victim, "reason"].startswith("changed")
+
+
+def test_the_cache_changes_no_prediction(
+    looped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Evaluated without a cache, with an empty one and with a full one: the same to the last digit."""
+    run = tmp_path / "run"
+    shutil.copytree(looped / "run", run)
+    (tmp_path / "file").touch()
+    told = []
+    for place in ("file/cache", "cache", "cache"):
+        monkeypatch.setenv("RADLOOP_CACHE", str(tmp_path / place))
+        evaluate(run, progress=False)
+        told.append((run / "evaluation/image_predictions.csv").read_bytes())
+    assert told[0] == told[1] == told[2]
+    assert "this evaluation goes on without it" in capsys.readouterr().err
+    assert list((tmp_path / "cache").glob("*/*/*.block"))
+
+
+def test_where_the_cache_cannot_be_written_the_run_has_one(
+    looped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RADLOOP_CACHE", str(tmp_path / "file/cache"))
+    config = load_config("demo", [*SMALL, "training.epochs=1"]).model_copy(
+        update={"manifest": str(looped / "manifest.yaml")}
+    )
+    train(config, tmp_path / "run", progress=False)
+    assert list((tmp_path / "run/cache").glob("*/*/*.block"))
+    assert f"they go to {tmp_path / 'run/cache'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,25 @@
 """The chains that radloop's stages use, from plain arguments; each also works inside anybody's MONAI `Compose`.
 
-    prepare:  MetaTensor of modality values → 0-1 by window or VOI → (min-max) → resized          deterministic, cached
-    train:    prepared → flips, zoom, shift → standardised
+    prepare:  MetaTensor of modality values → 0-1 by window or VOI → scaled → (size, size) → enhanced    deterministic, cached
+    train:    prepared → flips, zoom, shift, rotation, contrast, noise, cutout → standardised
     evaluate: prepared → standardised
-    back:     feature-map cells → source pixels (`transforms.spatial.map_back`)
+    back:     points and feature-map cells → source pixels (`transforms.spatial`)
 
-The way to 0-1 comes before resizing, so that interpolation never mixes values beyond the window; standardising comes after
-augmentation, so that what a shift brings in is black.
+The way to 0-1 comes before resizing, so that interpolation never mixes values beyond the window; scaling too, so that padding
+and size do not change an image's statistics. Standardising comes after augmentation, so that what a shift brings in is black.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
-from monai.transforms import Compose, EnsureTyped
+from monai.transforms import Compose, EnsureTyped, Transform
 
-from transforms.augment import augment_transforms
-from transforms.intensity import MinMaxd, Standardized, UnitRanged, Voi
+from transforms.augment import Augmentations, RandAugmentd
+from transforms.enhance import enhance_transforms
+from transforms.intensity import Scaled, Scaling, Standardized, UnitRanged, Voi
 from transforms.spatial import ResizeMode, resize_chain
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -26,35 +29,55 @@ GRAY_MEAN = (sum(IMAGENET_MEAN) / 3,)
 GRAY_STD = (sum(IMAGENET_STD) / 3,)
 
 KEY = "image"
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+NO_AUGMENTATIONS = Augmentations()
 
 
-def prepare_chain(*, window: Voi, size: int, resize: ResizeMode, min_max: bool, keys: str = KEY) -> Compose:
-    """From `to_metatensor` to a (1, size, size) MetaTensor in 0-1 whose affine leads back to source pixels."""
-    scaling = [MinMaxd(keys)] if min_max else []
-    return Compose([UnitRanged(keys, window), *scaling, *resize_chain(keys, size, resize)])
+def prepare_chain(
+    *,
+    windows: Voi | Sequence[Voi],
+    voi: int | str = 0,
+    size: int,
+    resize: ResizeMode,
+    scaling: Scaling = "none",
+    percentiles: tuple[float, float] = (1, 99),
+    enhancement: Mapping[str, Any] = NOTHING,
+    keys: str = KEY,
+) -> Compose:
+    """From `to_metatensor` to a (k, size, size) MetaTensor in 0-1 whose affine leads back to source pixels; k windows or colours.
+
+    `windows` and `voi` are `UnitRanged`'s, `scaling` and `percentiles` `Scaled`'s, `size` and `resize` `resize_chain`'s, and
+    `enhancement` the arguments of `enhance_transforms`, each off where it is None.
+    """
+    scaled = [] if scaling == "none" else [Scaled(keys, scaling, percentiles)]
+    return Compose(
+        [
+            UnitRanged(keys, windows, voi=voi),
+            *scaled,
+            *resize_chain(keys, size, resize),
+            *enhance_transforms(keys, **enhancement),
+        ]
+    )
 
 
 def train_chain(
     *,
-    size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    flip_horizontal: float = 0.0,
-    flip_vertical: float = 0.0,
-    zoom: float = 0.0,
-    shift: float = 0.0,
+    augmentations: Augmentations = NO_AUGMENTATIONS,
     keys: str = KEY,
 ) -> Compose:
-    """From a prepared (1, size, size) tensor to the network's input, at random; the spatial steps are one resampling."""
-    spatial = augment_transforms(
-        keys, size, flip_horizontal=flip_horizontal, flip_vertical=flip_vertical, zoom=zoom, shift=shift
-    )
-    steps = [Compose(spatial, lazy=True)] if spatial else []
-    return Compose(
-        [EnsureTyped(keys, track_meta=True), *steps, Standardized(keys, mean, std), EnsureTyped(keys, track_meta=False)]
-    )
+    """From one prepared (k, rows, columns) image in 0-1 to the network's input, at random; MONAI's `set_random_state` seeds it.
+
+    For anybody's data loader; radloop itself varies whole batches on the device, which means the same (`augment_batch`).
+    """
+    return Compose([RandAugmentd(keys, augmentations), *_standardized(keys, mean, std)])
 
 
 def evaluate_chain(*, mean: Sequence[float], std: Sequence[float], keys: str = KEY) -> Compose:
-    """From a prepared tensor to the network's input."""
-    return Compose([Standardized(keys, mean, std), EnsureTyped(keys, track_meta=False)])
+    """From one prepared image to the network's input."""
+    return Compose(_standardized(keys, mean, std))
+
+
+def _standardized(keys: str, mean: Sequence[float], std: Sequence[float]) -> list[Transform]:
+    return [Standardized(keys, mean, std), EnsureTyped(keys, track_meta=False)]

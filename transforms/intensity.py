@@ -1,17 +1,18 @@
 """What a number means: from modality values to 0-1, then to the network's statistics.
 
 Order, as PS3.3 C.11 and C.7.6.3.1.2 have it: modality values → window or VOI LUT → inversion of MONOCHROME1 last. Images
-in Hounsfield units go by one named window, the same for every scanner; other DICOM images by the VOI of their own header, or by
-percentiles where it has none; PNG, JPEG and colour images over the range of their type. Arrays are (rows, columns);
-tensors (channels, rows, columns). Padding never counts and is black in the end.
+in Hounsfield units go by named windows, the same for every scanner, one a channel; other DICOM images by a VOI of their own
+header, or by percentiles where it has none; PNG, JPEG and colour images over the range of their type. Arrays are (rows,
+columns), or (rows, columns, 3) where colour was asked for; tensors (channels, rows, columns). Padding never counts and is
+black in the end. `transforms.voi` and `transforms.levels` are had from here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,10 +21,24 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
-FloatImage = NDArray[np.float32]  # (rows, columns)
+from transforms.carry import is_moved, numbers_of, with_values
+from transforms.levels import LEVELS as LEVELS
+from transforms.levels import from_levels as from_levels
+from transforms.levels import to_levels as to_levels
+from transforms.voi import WINDOWS as WINDOWS
+from transforms.voi import Voi, VoiFunction, apply_voi
+
+FloatImage = NDArray[np.float32]  # (rows, columns), or (rows, columns, 3)
+Scaling = Literal["none", "min_max", "percentile", "z_score"]
 
 FALLBACK_PERCENTILES = (0.5, 99.5)
 """Displayed range of an image that has no VOI of its own: leaves out collimator edges and burned-in markers."""
+
+Z_RANGE = 4.0
+"""Standard deviations on either side of the mean that 0-1 holds after `z_score`: beyond lies less than 1 in 10,000 of a normal
+distribution. So mean 0.5 and standard deviation 1 / (2 · Z_RANGE) give z back."""
+
+_NARROWEST = 1e-12  # of a range to scale by: a constant image becomes 0, and no quotient overflows float32
 
 
 class PixelUnit(StrEnum):
@@ -37,45 +52,14 @@ class PixelUnit(StrEnum):
     """Already 0-1 over the range of the type (PNG, JPEG, colour DICOM)."""
 
 
-class VoiFunction(StrEnum):
-    """VOILUTFunction (0028,1056), and LUT for a VOILUTSequence (0028,3010)."""
-
-    LINEAR = "LINEAR"
-    LINEAR_EXACT = "LINEAR_EXACT"
-    SIGMOID = "SIGMOID"
-    LUT = "LUT"
-
-
-@dataclass(frozen=True)
-class Voi:
-    """One window or VOI LUT. `lut` is (entries,) already divided by its largest possible output; `first` its first input value."""
-
-    function: VoiFunction = VoiFunction.LINEAR
-    center: float = 0.0
-    width: float = 1.0
-    first: float = 0.0
-    lut: FloatImage | None = None
-
-
-WINDOWS: Mapping[str, Voi] = {
-    "lung": Voi(center=-600, width=1500),
-    "mediastinum": Voi(center=40, width=400),
-    "abdomen": Voi(center=60, width=400),
-    "bone": Voi(center=400, width=1800),
-    "brain": Voi(center=40, width=80),
-    "subdural": Voi(center=75, width=215),
-    "wide": Voi(center=0, width=2000),
-}
-"""Windows by name, in HU, as radiology commonly sets them."""
-
-
 @dataclass(frozen=True)
 class Pixels:
-    """One decoded gray frame and what is needed to give its values a meaning.
+    """One decoded frame and what is needed to give its values a meaning.
 
-    `values` (rows, columns) float32: modality values, never inverted. `voi`: the file's own, the preferred first.
-    `inverted`: MONOCHROME1. `padding` (rows, columns) bool: True where the scanner put no data, or None.
-    `spacing_mm`: (between rows, between columns), or None where the header does not tell.
+    `values` (rows, columns) float32: modality values, never inverted; or (rows, columns, 3) RGB fractions where colour was asked
+    for. `voi`: the file's own, the preferred first. `inverted`: MONOCHROME1. `padding` (rows, columns) bool: True where the
+    scanner put no data, or None. `spacing_mm`: (between rows, between columns), or None where the header does not tell.
+    `aspect`: height of a pixel / its width.
     """
 
     values: FloatImage
@@ -84,23 +68,20 @@ class Pixels:
     inverted: bool = False
     padding: NDArray[np.bool_] | None = None
     spacing_mm: tuple[float, float] | None = None
+    aspect: float = 1.0
 
 
-def apply_voi(values: FloatImage, voi: Voi) -> FloatImage:
-    """Values to 0-1 by PS3.3 C.11.2.1.2 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT) or C.11.2.1.1 (LUT)."""
-    if voi.function is VoiFunction.LUT:
-        if voi.lut is None or len(voi.lut) == 0:
-            raise ValueError("a Voi of function LUT needs the table")
-        position = np.clip(np.rint(values - voi.first), 0, len(voi.lut) - 1).astype(np.int64)
-        return voi.lut[position].astype(np.float32)
-    if voi.function is VoiFunction.SIGMOID:
-        exponent = np.clip(-4.0 * (values - voi.center) / voi.width, -80.0, 80.0)  # exp of more overflows float32
-        return (1.0 / (1.0 + np.exp(exponent))).astype(np.float32)
-    if voi.function is VoiFunction.LINEAR_EXACT:
-        return np.clip((values - voi.center) / voi.width + 0.5, 0.0, 1.0).astype(np.float32)
-    if voi.width <= 1.0:  # LINEAR of width 1 is a step at its centre; narrower is not allowed, and means the same
-        return (values > voi.center - 0.5).astype(np.float32)
-    return np.clip((values - (voi.center - 0.5)) / (voi.width - 1.0) + 0.5, 0.0, 1.0).astype(np.float32)
+def choose_voi(pixels: Pixels, voi: int | str) -> Voi:
+    """The file's VOI of this number (from 0) or whose explanation holds this word, in any case; without such a one its first.
+
+    A file that has none goes by `percentile_voi`.
+    """
+    if not pixels.voi:
+        return percentile_voi(pixels)
+    if isinstance(voi, int):
+        return pixels.voi[voi] if 0 <= voi < len(pixels.voi) else pixels.voi[0]
+    wanted = voi.strip().casefold()
+    return next((own for own in pixels.voi if wanted and wanted in own.explanation.casefold()), pixels.voi[0])
 
 
 def percentile_voi(pixels: Pixels) -> Voi:
@@ -112,73 +93,197 @@ def percentile_voi(pixels: Pixels) -> Voi:
     return Voi(VoiFunction.LINEAR_EXACT, center=float(low + high) / 2, width=max(float(high - low), 1e-6))
 
 
-def to_unit_range(pixels: Pixels, window: Voi) -> FloatImage:
-    """0 (black) to 1 (white) as a reader should see the image: `window` for HU, else the file's VOI, else percentiles."""
+def to_unit_range(pixels: Pixels, window: Voi, *, voi: int | str = 0) -> FloatImage:
+    """0 (black) to 1 (white) as a reader should see the image: `window` for HU, else the file's VOI, else percentiles.
+
+    (rows, columns); (rows, columns, 3) of an RGB image. `voi` chooses among the file's own, as `choose_voi` says.
+    """
     if pixels.unit is PixelUnit.FRACTION:
-        shown = np.clip(pixels.values, 0.0, 1.0).astype(np.float32)
+        shown = np.clip(pixels.values, 0.0, 1.0).astype(np.float32, copy=False)
     elif pixels.unit is PixelUnit.HU:
         shown = apply_voi(pixels.values, window)
     else:
-        shown = apply_voi(pixels.values, pixels.voi[0] if pixels.voi else percentile_voi(pixels))
+        shown = apply_voi(pixels.values, choose_voi(pixels, voi))
     if pixels.inverted:
-        shown = 1.0 - shown
+        np.subtract(np.float32(1.0), shown, out=shown)
     if pixels.padding is not None:
-        shown = np.where(pixels.padding, np.float32(0.0), shown)
+        shown[pixels.padding] = 0.0
     return shown
 
 
-def describe_unit_range(window: Voi) -> dict[str, str]:
-    """The path to 0-1 for each kind of input, in words, for `model.json`."""
-    low, high = window.center - window.width / 2, window.center + window.width / 2
-    return {
-        PixelUnit.HU: f"modality values in HU, linear from {low:g} to {high:g} HU (PS3.3 C.11.2.1.2), clipped",
-        PixelUnit.MODALITY: "modality values through the file's first VOI LUT or window (PS3.3 C.11.2); where it has none, linear between "
-        f"percentiles {FALLBACK_PERCENTILES[0]} and {FALLBACK_PERCENTILES[1]}; MONOCHROME1 inverted last",
-        PixelUnit.FRACTION: "stored values over the range of their type; colour by luma (ITU-R BT.601), alpha ignored",
+def unit_channels(pixels: Pixels, windows: Sequence[Voi], *, voi: int | str = 0) -> FloatImage:
+    """(k, rows, columns) in 0-1: of an image in HU one channel a window; other gray images k times the same; RGB is 3 always."""
+    if len(windows) == 0:
+        raise ValueError("expected one window at least, found none")
+    first = to_unit_range(pixels, windows[0], voi=voi)
+    if first.ndim == 3:
+        return np.ascontiguousarray(np.moveaxis(first, -1, 0))
+    if len(windows) == 1:
+        return first[None]
+    if pixels.unit is PixelUnit.HU:
+        return np.stack([first, *(to_unit_range(pixels, window) for window in windows[1:])])
+    return np.repeat(first[None], len(windows), axis=0)
+
+
+def describe_unit_range(
+    windows: Voi | Sequence[Voi],
+    *,
+    voi: int | str = 0,
+    color: Literal["gray", "rgb"] = "gray",
+    scaling: Scaling = "none",
+    percentiles: tuple[float, float] = (1, 99),
+) -> dict[str, str]:
+    """The path to 0-1 for each kind of input (`PixelUnit`), in words, for `model.json`."""
+    ranges = [_words_of(window) for window in ([windows] if isinstance(windows, Voi) else windows)]
+    in_hu = ranges[0] if len(ranges) == 1 else "; ".join(f"channel {n}: {words}" for n, words in enumerate(ranges, 1))
+    which = "first VOI LUT or window"
+    if voi != 0:
+        number = f"VOI LUT or window number {voi}, from 0" if isinstance(voi, int) else f"VOI explained as {voi!r}"
+        which = f"{number} (its first where it has no such one)"
+    alike = "" if len(ranges) == 1 else "; every channel the same"
+    colors = "colour in three channels, red, green, blue" if color == "rgb" else "colour by luma (ITU-R BT.601)"
+    low, high = FALLBACK_PERCENTILES
+    described = {
+        PixelUnit.HU: f"modality values in HU, {in_hu}, clipped; padding black",
+        PixelUnit.MODALITY: f"modality values through the file's {which} (PS3.3 C.11.2); where it has none, linear between "
+        f"percentiles {low:g} and {high:g}; MONOCHROME1 inverted last; padding black{alike}",
+        PixelUnit.FRACTION: f"stored values over the range of their type; {colors}, alpha ignored{alike}",
     }
+    return {str(unit): words + _words_of_scaling(scaling, percentiles) for unit, words in described.items()}
+
+
+def _words_of(window: Voi) -> str:
+    low, high = window.center - window.width / 2, window.center + window.width / 2
+    return f"linear from {low:g} to {high:g} HU (PS3.3 C.11.2.1.2)"
+
+
+def _words_of_scaling(scaling: Scaling, percentiles: tuple[float, float]) -> str:
+    how = {
+        "none": "",
+        "min_max": "from the image's own minimum to its maximum",
+        "percentile": f"from the image's own percentile {percentiles[0]:g} to {percentiles[1]:g}, clipped",
+        "z_score": f"to the image's own mean at 0.5, within {Z_RANGE:g} standard deviations on either side",
+    }[scaling]
+    return f"; then scaled {how}, over all channels, padding left out" if how else ""
 
 
 def to_metatensor(pixels: Pixels) -> MetaTensor:
-    """A MetaTensor (1, rows, columns) whose meta carries the `Pixels`; its affine maps array indices to source pixels (identity)."""
-    return MetaTensor(
-        torch.from_numpy(np.ascontiguousarray(pixels.values))[None], affine=torch.eye(4), meta={"pixels": pixels}
-    )
+    """A MetaTensor (1 or 3, rows, columns) whose meta carries the `Pixels`.
+
+    Its affine maps array indices to source pixels (identity). The tensor shares the memory of gray values.
+    """
+    values = pixels.values[None] if pixels.values.ndim == 2 else np.moveaxis(pixels.values, -1, 0)
+    image = MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.eye(4))
+    image.meta["pixels"] = pixels  # not by the constructor, which would copy it deep
+    return image
 
 
 class UnitRanged(MapTransform):
-    """`to_unit_range` as a dictionary transform, for tensors made by `to_metatensor` (or radloop's readers)."""
+    """`unit_channels` as a dictionary transform, for tensors made by `to_metatensor` or radloop's readers.
 
-    def __init__(self, keys: KeysCollection, window: Voi, allow_missing_keys: bool = False) -> None:
+    (1 or 3, rows, columns) → (k, rows, columns) in 0-1. Its meta has "aspect" and, where there is some, "padding" (rows, columns),
+    in place of "pixels". It goes before whatever moves pixels: ValueError else.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        windows: Voi | Sequence[Voi],
+        *,
+        voi: int | str = 0,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.window = window
+        self.windows = (windows,) if isinstance(windows, Voi) else tuple(windows)
+        self.voi = voi
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
             image = result[key]
-            pixels: Pixels | None = image.meta.get("pixels")
-            if pixels is None:
-                raise ValueError("UnitRanged needs a MetaTensor made by to_metatensor: its meta has no 'pixels'")
-            shown = torch.from_numpy(to_unit_range(pixels, self.window))[None]
-            meta = {name: value for name, value in image.meta.items() if name not in ("pixels", "affine")}
-            result[key] = MetaTensor(shown, affine=image.affine, meta=meta)
+            pixels = _pixels_of(image)
+            shown = with_values(image, torch.from_numpy(unit_channels(pixels, self.windows, voi=self.voi)))
+            del shown.meta["pixels"]
+            shown.meta["aspect"] = pixels.aspect
+            if pixels.padding is not None:  # no None: DataLoader cannot collate it
+                shown.meta["padding"] = pixels.padding
+            result[key] = shown
         return result
 
 
-class MinMaxd(MapTransform):
-    """Each image's own minimum to 0 and maximum to 1 (the CT report's recipe); a constant image becomes 0."""
+def _pixels_of(image: Any) -> Pixels:
+    """What the meta carries, with the tensor's own values: an intensity transform may have changed them."""
+    carried = image.meta.get("pixels") if isinstance(image, MetaTensor) else None
+    if carried is None:
+        raise ValueError("UnitRanged needs a MetaTensor made by to_metatensor: its meta has no 'pixels'")
+    pixels: Pixels = carried.item() if isinstance(carried, np.ndarray) else carried
+    values = numbers_of(image)
+    channels = 1 if pixels.values.ndim == 2 else 3
+    expected = (channels, *pixels.values.shape[:2])
+    if values.shape != expected or is_moved(image):
+        raise ValueError(
+            f"UnitRanged needs the image as it was read, {expected} on the affine of its reader, found {values.shape}"
+            f"{' on another' if is_moved(image) else ''}: it goes before what moves pixels"
+        )
+    return replace(pixels, values=values[0] if channels == 1 else np.moveaxis(values, 0, -1))
+
+
+class Scaled(MapTransform):
+    """Each image's values scaled by its own statistics over all channels; (channels, rows, columns) → the same in 0-1.
+
+    min_max: minimum to 0, maximum to 1 (the CT report's recipe); percentile: the same by two percentiles; a constant image becomes
+    0. z_score: clip(z, -Z_RANGE, Z_RANGE) / (2 · Z_RANGE) + 0.5. The meta's "padding" counts in no statistic and is 0 after.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        scaling: Scaling,
+        percentiles: tuple[float, float] = (1, 99),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if scaling not in ("none", "min_max", "percentile", "z_score"):
+            raise ValueError(f"scaling: expected none, min_max, percentile or z_score, found {scaling!r}")
+        if not 0 <= percentiles[0] < percentiles[1] <= 100:
+            raise ValueError(f"percentiles: expected two within 0-100, the lower first, found {tuple(percentiles)}")
+        self.scaling, self.percentiles = scaling, tuple(percentiles)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
+        if self.scaling == "none":
+            return result
         for key in self.key_iterator(result):
-            image = result[key]
-            low, high = image.min(), image.max()
-            result[key] = (image - low) / (high - low) if high > low else torch.zeros_like(image)
+            image = result[key] if isinstance(result[key], torch.Tensor) else torch.as_tensor(result[key])
+            scaled = torch.from_numpy(self._scaled(numbers_of(image), _padding_of(image)))
+            result[key] = with_values(image, scaled.to(image.device))
         return result
+
+    def _scaled(self, values: FloatImage, padding: NDArray[np.bool_] | None) -> FloatImage:
+        inside = values if padding is None else values[:, ~padding]
+        if inside.size == 0:
+            return np.zeros_like(values)
+        offset = 0.0
+        if self.scaling == "z_score":
+            origin, width, offset = inside.mean(dtype=np.float64), 2 * Z_RANGE * inside.std(dtype=np.float64), 0.5
+        else:
+            low, high = (inside.min(), inside.max()) if self.scaling == "min_max" else self._ends(inside)
+            origin, width = low, high - low
+        scaled = (values - np.float32(origin)) / np.float32(max(width, _NARROWEST))
+        if offset:
+            scaled += np.float32(offset)
+        np.clip(scaled, 0.0, 1.0, out=scaled)
+        if padding is not None:
+            scaled[:, padding] = 0.0
+        return scaled
+
+    def _ends(self, inside: FloatImage) -> tuple[float, float]:
+        low, high = np.percentile(inside, self.percentiles)
+        return float(low), float(high)
 
 
 class Standardized(MapTransform):
-    """Repeats a gray image over the channels and applies (x - mean) / std channel by channel."""
+    """(x - mean) / std channel by channel; a gray image is repeated over the channels first."""
 
     def __init__(
         self, keys: KeysCollection, mean: Sequence[float], std: Sequence[float], allow_missing_keys: bool = False
@@ -193,5 +298,20 @@ class Standardized(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             image = result[key]
-            result[key] = (image.expand(len(self.mean), -1, -1) - self.mean) / self.std
+            channels = len(self.mean)
+            if len(image) not in (1, channels):
+                raise ValueError(f"statistics of {channels} channel(s) do not fit an image of {len(image)}")
+            mean, std = self.mean.to(image.device), self.std.to(image.device)
+            result[key] = (image.expand(channels, -1, -1) - mean) / std
         return result
+
+
+def _padding_of(image: Any) -> NDArray[np.bool_] | None:
+    padding = image.meta.get("padding") if isinstance(image, MetaTensor) else None
+    if padding is None:
+        return None
+    if padding.shape != image.shape[-2:] or is_moved(image):
+        raise ValueError(
+            "Scaled needs the image as it was read, where its padding is: it goes before what moves pixels"
+        )
+    return np.asarray(padding, dtype=bool)

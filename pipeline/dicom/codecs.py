@@ -1,15 +1,15 @@
 """Compressed frames → stored samples, through imagecodecs.
 
 `decode_frame` takes one frame's bytes and what the header promises of it, and gives an integer array (rows, columns) or (rows,
-columns, samples) whose samples are exactly those of the codestream: colour is never converted. Before anything is allocated, the
-codestream's own header is compared with the DICOM header and the budget. The same decoder is registered with pydicom under the name
-`imagecodecs` when this module is imported, so that `pixel_array` reads 12-bit JPEG too; retired JPEG processes, for which pydicom has no
-decoder, are only read here. Every failure is a `Rejected`.
+columns, samples) whose samples are exactly those of the codestream: colour is never converted (but by codecs that always do:
+JPEG 2000, JPEG XL). Before anything is allocated, the codestream's own header is compared with the DICOM header and the budget.
+The same decoder is registered with pydicom under the name `imagecodecs` when this module is imported; what pydicom has no decoder
+for (retired JPEG processes, JPEG XL) is only read here. Every failure is a `Rejected`.
 """
 
 from __future__ import annotations
 
-import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,13 @@ from pydicom import uid
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import DecodeRunner
 
-from pipeline.dicom.codestream import Codec, Codestream, read_codestream, rle_segments
+from pipeline.dicom.codestream import Codec, Codestream
+from pipeline.dicom.jpeg2000_stream import J2K_START, JP2_SIGNATURE, check_tiles, read_jpeg2000
+from pipeline.dicom.jpeg_stream import read_jpeg
+from pipeline.dicom.jpeg_whole import decode_jpeg
+from pipeline.dicom.jpegxl_stream import JXL_SIGNATURE, JXL_START, holds_jpeg, read_jpegxl
+from pipeline.dicom.rle import decode_rle
+from pipeline.dicom.syntaxes import CODEC_BY_SYNTAX, NATIVE, RETIRED_JPEG, UNDECODED, undecoded
 from pipeline.errors import Rejected, RejectReason
 
 Samples = NDArray[np.integer[Any]]  # (rows, columns) or (rows, columns, samples)
@@ -32,40 +38,29 @@ padding mask and the 0-1 image it still stays below 2 GiB in a worker."""
 
 PLUGIN = "imagecodecs"
 
-RETIRED_JPEG = (
-    "1.2.840.10008.1.2.4.52",
-    "1.2.840.10008.1.2.4.53",
-    "1.2.840.10008.1.2.4.54",
-    "1.2.840.10008.1.2.4.55",
-    "1.2.840.10008.1.2.4.56",
-    "1.2.840.10008.1.2.4.58",
-)
-"""Processes 3 & 5, 6 & 8, 7 & 9, 10 & 12, 11 & 13, 15 (PS3.6 A, retired): extended, spectral selection, progressive, lossless."""
-
-_CODEC_BY_SYNTAX: dict[str, Codec] = {
-    **dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, *RETIRED_JPEG), Codec.JPEG),
-    **dict.fromkeys((uid.JPEGLossless, uid.JPEGLosslessSV1), Codec.JPEG_LOSSLESS),
-    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), Codec.JPEG_LS),
-    **dict.fromkeys(
-        (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), Codec.JPEG_2000
-    ),
-    uid.RLELossless: Codec.RLE,
+_IMAGECODECS_NAME = {
+    Codec.JPEG: "JPEG8",
+    Codec.JPEG_LOSSLESS: "JPEG8",
+    Codec.JPEG_LS: "JPEGLS",
+    Codec.JPEG_2000: "JPEG2K",
+    Codec.JPEG_XL: "JPEGXL",
+    Codec.RLE: "DICOMRLE",
 }
-_CODEC_AVAILABLE: dict[Codec, Callable[[], bool]] = {
-    Codec.JPEG: lambda: bool(imagecodecs.JPEG8.available),
-    Codec.JPEG_LOSSLESS: lambda: bool(imagecodecs.JPEG8.available),
-    Codec.JPEG_LS: lambda: bool(imagecodecs.JPEGLS.available),
-    Codec.JPEG_2000: lambda: bool(imagecodecs.JPEG2K.available),
-    Codec.RLE: lambda: bool(imagecodecs.DICOMRLE.available),
+_NEW_NAMES = {
+    "1.2.840.10008.1.2.1.98": "Encapsulated Uncompressed Explicit VR Little Endian",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
 }
-_NATIVE = (
-    uid.ImplicitVRLittleEndian,
-    uid.ExplicitVRLittleEndian,
-    uid.DeflatedExplicitVRLittleEndian,
-    uid.ExplicitVRBigEndian,
-)
+_PLUGIN_CODECS = frozenset({*_IMAGECODECS_NAME} - {Codec.JPEG_XL})
+"""Those that pydicom 3 has a decoder for."""
 
-DECODER_DEPENDENCIES = {uid.UID(syntax): ("numpy", "imagecodecs") for syntax in _CODEC_BY_SYNTAX}
+DECODER_DEPENDENCIES = {
+    uid.UID(syntax): ("numpy", "imagecodecs")
+    for syntax, codec in CODEC_BY_SYNTAX.items()
+    if codec in _PLUGIN_CODECS and syntax not in RETIRED_JPEG
+}
 """Part of pydicom's plugin contract."""
 
 
@@ -80,8 +75,8 @@ class FrameFormat:
 
     @property
     def bytes(self) -> int:
-        """Of the decoded frame; a frame of single bits counts a byte a pixel, as it is unpacked."""
-        return self.rows * self.columns * self.samples_per_pixel * max(self.bits_allocated // 8, 1)
+        """Of the decoded frame, in the containers that numpy has: 8, 16, 32 or 64 bits a sample."""
+        return self.rows * self.columns * self.samples_per_pixel * container_bytes(self.bits_allocated)
 
 
 @dataclass(frozen=True)
@@ -92,16 +87,9 @@ class DecodedFrame:
     stream: Codestream | None
 
 
-def is_encapsulated(transfer_syntax_uid: str) -> bool:
-    """True for compressed pixel data that `decode_frame` reads, False for native ones. Raises Rejected (UNSUPPORTED_SYNTAX)."""
-    if transfer_syntax_uid in _NATIVE:
-        return False
-    if transfer_syntax_uid in _CODEC_BY_SYNTAX:
-        return True
-    raise Rejected(
-        RejectReason.UNSUPPORTED_SYNTAX,
-        f"transfer syntax {_shown(transfer_syntax_uid)} is not one of an image that radloop decodes",
-    )
+def container_bytes(bits: int) -> int:
+    """Of the smallest unsigned integer that holds so many bits: 1, 2, 4 or 8."""
+    return next(size for size in (1, 2, 4, 8) if bits <= 8 * size or size == 8)
 
 
 def check_budget(frame: FrameFormat) -> None:
@@ -119,36 +107,58 @@ def decode_frame(frame: bytes, transfer_syntax_uid: str, expected: FrameFormat) 
 
     Raises Rejected: UNSUPPORTED_SYNTAX, TOO_LARGE, TRUNCATED, SIZE_MISMATCH, DECODE_FAILED, UNSUPPORTED_PIXELS.
     """
-    codec = _CODEC_BY_SYNTAX.get(transfer_syntax_uid)
-    if codec is None:
-        raise Rejected(RejectReason.UNSUPPORTED_SYNTAX, f"transfer syntax {_shown(transfer_syntax_uid)} has no decoder")
+    codec = CODEC_BY_SYNTAX.get(transfer_syntax_uid)
+    if codec is None or codec in (Codec.NONE, Codec.DEFLATE):
+        raise undecoded(transfer_syntax_uid)
     check_budget(expected)
-    if codec is Codec.RLE:
-        return DecodedFrame(_decode_rle(frame, expected), None)
-    stream = read_codestream(frame)
-    _compare(stream, expected)
     try:
-        samples = _decode_stream(frame, stream)
+        if codec is Codec.RLE:
+            size = (expected.rows, expected.columns, expected.samples_per_pixel, expected.bits_allocated)
+            return DecodedFrame(decode_rle(frame, *size), None)
+        stream, decode = open_codestream(frame)
+        _compare(stream, expected)
+        samples = decode()
+    except (struct.error, IndexError):
+        detail = f"the compressed frame of {len(frame)} bytes ends inside its header"
+        raise Rejected(RejectReason.TRUNCATED, detail) from None
     except (RuntimeError, ValueError) as error:  # each codec of imagecodecs has its own subclass of RuntimeError
-        raise Rejected(
-            RejectReason.DECODE_FAILED, f"the {stream.codec} decoder reports {type(error).__name__}"
-        ) from None
+        raise Rejected(RejectReason.DECODE_FAILED, f"the {codec} decoder reports {type(error).__name__}") from None
     return DecodedFrame(_in_pixel_order(samples, expected), stream)
 
 
+def open_codestream(frame: bytes) -> tuple[Codestream, Callable[[], Samples]]:
+    """(header, what decodes it), by the stream's first bytes.
+
+    Raises Rejected: DECODE_FAILED (no such stream, or a header that breaks its format), TRUNCATED, UNSUPPORTED_PIXELS; and
+    struct.error or IndexError where the frame ends inside its header.
+    """
+    if frame.startswith((J2K_START, JP2_SIGNATURE)):
+        return read_jpeg2000(frame), lambda: _decode_jpeg2000(frame)
+    if frame.startswith((JXL_START, JXL_SIGNATURE)):
+        return _open_jpegxl(frame)
+    if frame.startswith(b"\xff\xd8"):
+        return _open_jpeg(frame)
+    detail = (
+        f"expected a JPEG, JPEG-LS, JPEG 2000 or JPEG XL stream, found one of {len(frame)} bytes that starts otherwise"
+    )
+    raise Rejected(RejectReason.DECODE_FAILED, detail)
+
+
 def decoders() -> list[tuple[str, str, str, bool]]:
-    """(transfer syntax UID, its name, what decodes it, available) of every transfer syntax radloop reads, native ones first."""
-    native = [(str(syntax), syntax.name, "pydicom and numpy", True) for syntax in _NATIVE]
-    compressed = [
-        (str(syntax), uid.UID(syntax).name, f"imagecodecs ({codec})", _CODEC_AVAILABLE[codec]())
-        for syntax, codec in sorted(_CODEC_BY_SYNTAX.items())
+    """(transfer syntax UID, its name, what decodes it or why nothing does, available) of every one that carries an image.
+
+    Native ones first, those that are never decoded last.
+    """
+    return [
+        *((syntax, uid.UID(syntax).name, "numpy", True) for syntax in NATIVE),
+        *((syntax, _name(syntax), *_decoder(syntax)) for syntax in CODEC_BY_SYNTAX),
+        *((syntax, uid.UID(syntax).name, f"not decoded: {why}", False) for syntax, why in UNDECODED.items()),
     ]
-    return native + compressed
 
 
 def is_available(syntax: str) -> bool:
     """Part of pydicom's plugin contract."""
-    return syntax in _CODEC_BY_SYNTAX and _CODEC_AVAILABLE[_CODEC_BY_SYNTAX[syntax]]()
+    return syntax in DECODER_DEPENDENCIES and _decoder(syntax)[1]
 
 
 def decode_for_pydicom(frame: bytes, runner: DecodeRunner) -> bytearray:
@@ -159,53 +169,55 @@ def decode_for_pydicom(frame: bytes, runner: DecodeRunner) -> bytearray:
     if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):  # JPEG 2000 undoes its own colour transform
         runner.set_option("photometric_interpretation", "RGB")
     kind = "i" if decoded.samples.dtype.kind == "i" else "u"
-    return bytearray(decoded.samples.astype(f"<{kind}{expected.bits_allocated // 8}").tobytes())
+    return bytearray(decoded.samples.astype(f"<{kind}{container_bytes(expected.bits_allocated)}").tobytes())
 
 
 def register() -> None:
     """Adds the plugin to each of pydicom's decoders that has a syntax of ours; doing it again changes nothing."""
-    for syntax in _CODEC_BY_SYNTAX:
-        if syntax in RETIRED_JPEG:
-            continue
-        decoder = get_decoder(uid.UID(syntax))
+    for syntax in DECODER_DEPENDENCIES:
+        decoder = get_decoder(syntax)
         if PLUGIN not in decoder.available_plugins:
             decoder.add_plugin(PLUGIN, (__name__, decode_for_pydicom.__name__))
 
 
-def _decode_stream(frame: bytes, stream: Codestream) -> Samples:
-    if stream.codec is Codec.JPEG_2000:
-        return imagecodecs.jpeg2k_decode(frame, numthreads=1)  # workers are the parallelism
-    if stream.codec is Codec.JPEG_LS:
-        return imagecodecs.jpegls_decode(frame)
-    if stream.components != 3:
-        return imagecodecs.jpeg8_decode(frame)
-    # The same colour space in and out: libjpeg would else convert by its own guess, against PhotometricInterpretation.
-    return imagecodecs.jpeg8_decode(frame, colorspace=imagecodecs.JPEG8.CS.RGB, outcolorspace=imagecodecs.JPEG8.CS.RGB)
+def _decode_jpeg2000(frame: bytes) -> Samples:
+    """OpenJPEG reads HTJ2K too, and unlike OpenJPH refuses one that is cut. One thread: workers are the parallelism."""
+    check_tiles(frame)
+    return imagecodecs.jpeg2k_decode(frame, numthreads=1)
 
 
-def _decode_rle(frame: bytes, expected: FrameFormat) -> Samples:
-    sample_bytes = expected.bits_allocated // 8
-    segments = rle_segments(frame)
-    if expected.bits_allocated % 8 or segments != expected.samples_per_pixel * sample_bytes:
-        raise Rejected(
-            RejectReason.SIZE_MISMATCH,
-            f"{expected.samples_per_pixel} samples of {expected.bits_allocated} bit need as many RLE segments as bytes, found {segments}",
-        )
-    dtype = np.dtype(f"<u{sample_bytes}")
+def _open_jpeg(frame: bytes) -> tuple[Codestream, Callable[[], Samples]]:
+    jpeg = read_jpeg(frame)
+    if jpeg.header.codec is Codec.JPEG_LS:
+        return jpeg.header, lambda: imagecodecs.jpegls_decode(frame)
+    return jpeg.header, lambda: decode_jpeg(frame, jpeg)
+
+
+def _open_jpegxl(frame: bytes) -> tuple[Codestream, Callable[[], Samples]]:
+    """A JPEG that was compressed once more is decoded as that JPEG, whose samples are then those of its first coding."""
+    header = read_jpegxl(frame)
+    if not holds_jpeg(frame):
+        return header, lambda: imagecodecs.jpegxl_decode(frame, keeporientation=True, numthreads=1)
+    check_budget(FrameFormat(header.rows, header.columns, header.components, header.precision))
     try:
-        planes = imagecodecs.dicomrle_decode(frame, dtype, out=expected.bytes)
-    except (RuntimeError, ValueError) as error:
-        too_long = "TOO_SMALL" in str(error)
-        reason = RejectReason.SIZE_MISMATCH if too_long else RejectReason.DECODE_FAILED
-        found = "holds more pixels than the header promises" if too_long else "breaks the format"
-        raise Rejected(reason, f"an RLE segment {found}") from None
-    if len(planes) != expected.bytes:
-        raise Rejected(
-            RejectReason.SIZE_MISMATCH,
-            f"the RLE frame decodes to {len(planes)} bytes, the header promises {expected.bytes}",
-        )
-    planar = np.frombuffer(planes, dtype).reshape(expected.samples_per_pixel, expected.rows, expected.columns)
-    return planar[0] if expected.samples_per_pixel == 1 else np.moveaxis(planar, 0, -1)
+        return _open_jpeg(bytes(imagecodecs.jpegxl_decode_jpeg(frame, numthreads=1)))
+    except RuntimeError as error:
+        detail = f"the JPEG XL decoder reports {type(error).__name__}"
+        raise Rejected(RejectReason.DECODE_FAILED, detail) from None
+
+
+def _name(syntax: str) -> str:
+    """pydicom 3.0 does not know the newest ones."""
+    return _NEW_NAMES.get(syntax) or uid.UID(syntax).name
+
+
+def _decoder(syntax: str) -> tuple[str, bool]:
+    """What decodes a compressed syntax, and whether it is there."""
+    codec = CODEC_BY_SYNTAX[syntax]
+    module = _IMAGECODECS_NAME.get(codec)
+    if module is None:
+        return ("zlib and numpy" if codec is Codec.DEFLATE else "numpy"), True
+    return f"imagecodecs ({codec})", bool(getattr(imagecodecs, module).available)
 
 
 def _compare(stream: Codestream, expected: FrameFormat) -> None:
@@ -238,11 +250,6 @@ def _in_pixel_order(samples: Samples, expected: FrameFormat) -> Samples:
             RejectReason.SIZE_MISMATCH, f"the header promises an array {shape}, the decoder gave {samples.shape}"
         )
     return samples
-
-
-def _shown(transfer_syntax_uid: str) -> str:
-    """A UID fit for a message: only if it is one."""
-    return transfer_syntax_uid if re.fullmatch(r"[0-9.]{1,64}", transfer_syntax_uid) else "(not a UID)"
 
 
 register()

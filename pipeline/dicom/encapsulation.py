@@ -24,20 +24,22 @@ _FRAME_STARTS = (
     b"\xff\xd8\xff",
     b"\xff\x4f\xff\x51",
     b"\x00\x00\x00\x0cjP  ",
-)  # SOI and a marker, SOC and SIZ, a JP2 box
+    b"\x00\x00\x00\x0cJXL ",
+)  # SOI and a marker, SOC and SIZ, a JP2 or JPEG XL box; a bare JPEG XL starts with two bytes, which occur within one, too
 
 
 def locate_frames(
-    window: Window, element: PixelElement, frames: int, extended_offsets: object
+    window: Window, element: PixelElement, frames: int, extended_offsets: object, *, marked: bool = True
 ) -> tuple[tuple[Range, ...], ...]:
     """One tuple of ranges a frame. `extended_offsets`: the value of (7FE0,0001); what is not bytes is no table.
+    `marked`: a frame begins with its codestream's start marker, by which frames are told apart.
 
     Raises Rejected: TRUNCATED, MALFORMED, SIZE_MISMATCH.
     """
     table, *items = _items(window, element)
     if len(items) < frames:
         raise Rejected(RejectReason.SIZE_MISMATCH, f"{frames} frames promised, {len(items)} items of pixel data there")
-    codestreams = [number for number, (offset, _) in enumerate(items) if _starts_codestream(window, offset)]
+    codestreams = [number for number, (offset, _) in enumerate(items) if marked and _starts_codestream(window, offset)]
     if len(codestreams) > frames:
         raise Rejected(RejectReason.SIZE_MISMATCH, f"{frames} frames promised, {len(codestreams)} codestreams there")
     if len(items) == frames:

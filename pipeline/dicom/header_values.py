@@ -15,6 +15,7 @@ from datetime import date
 from typing import Any
 
 from pipeline.columns import ATTRIBUTES, TEXT
+from pipeline.dicom.syntaxes import CODEC_BY_SYNTAX, NATIVE
 
 WANTED: Mapping[str, tuple[int, str]] = {
     "SOPClassUID": (0x00080016, "UI"),
@@ -85,18 +86,9 @@ PLACE = {keyword: place for place, keyword in enumerate(WANTED)}
 DIRECTORY_TAGS = (0x00041200, 0x00041220)
 """OffsetOfTheFirstDirectoryRecordOfTheRootDirectoryEntity and DirectoryRecordSequence: only a DICOMDIR has them."""
 
-NATIVE_SYNTAXES = frozenset(
-    f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99")
-)  # implicit, explicit little, explicit big, deflated
-ENCAPSULATED_SYNTAXES = frozenset(
-    f"1.2.840.10008.1.2.{end}"
-    for end in (
-        *(f"4.{number}" for number in (50, 51, 52, 53, 54, 55, 56, 57, 58, 70)),  # JPEG, with its retired processes
-        *("4.80", "4.81", "4.90", "4.91", "4.201", "4.202", "4.203"),  # JPEG-LS, JPEG 2000, HTJ2K
-        "5",  # RLE
-    )
-)
-"""Transfer syntaxes of single images that radloop decodes: the same as pipeline.dicom.codecs has decoders for."""
+NATIVE_SYNTAXES = frozenset(NATIVE)
+ENCAPSULATED_SYNTAXES = frozenset(CODEC_BY_SYNTAX)
+"""Transfer syntaxes of images that radloop decodes."""
 
 MAX_TEXT = 1024
 """Characters kept of a text; the longest that the standard allows in these attributes has 64 a value."""

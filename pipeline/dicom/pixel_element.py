@@ -27,7 +27,10 @@ DECODED_BYTES = 4 * 2**30
 PADDING_BYTES = 4096
 """Native pixel data may be longer than promised by up to a disk block of zeros (and less than a frame): some pad so.
 More, or other bytes, mean that rows, columns or frames lie."""
-NATIVE_BITS = (1, 8, 16, 32, 64)
+MOST_BITS = 32
+"""Of Bits Allocated of integers. 1 and multiples of 8 are today's (PS3.5 8.1.1); the first editions packed any number."""
+SUBSAMPLED = ("YBR_FULL_422", "YBR_PARTIAL_422")
+"""Two pixels of a row share their colour: 2 samples are stored for 3 (PS3.3 C.7.6.3.1.2)."""
 FRAGMENTS = 2**20
 """Most items of encapsulated pixel data: three seconds to count. The largest slide images have a fifth of that in frames."""
 
@@ -60,12 +63,13 @@ class PixelShape:
     @property
     def decoded_bytes(self) -> int:
         pixels = self.frames * self.rows * self.columns * self.samples_per_pixel
-        return pixels * max(1, -(-self.bits_allocated // 8))
+        return pixels * next(size for size in (1, 2, 4, 8, self.bits_allocated) if 8 * size >= self.bits_allocated)
 
     @property
     def native_bytes(self) -> int:
-        """Length of native pixel data without the padding to an even length; YBR_FULL_422 stores 2 samples for 3."""
-        samples = 2 if self.photometric_interpretation == "YBR_FULL_422" else self.samples_per_pixel
+        """Length of native pixel data without the padding to an even length."""
+        shared = self.samples_per_pixel == 3 and self.photometric_interpretation in SUBSAMPLED
+        samples = 2 if shared else self.samples_per_pixel
         return -(-self.frames * self.rows * self.columns * samples * self.bits_allocated // 8)
 
 
@@ -86,7 +90,7 @@ def check_pixels(window: Window, element: PixelElement, shape: PixelShape) -> No
 def _check_native(window: Window, element: PixelElement, shape: PixelShape) -> None:
     if element.length == UNDEFINED_LENGTH:
         raise Rejected(RejectReason.MALFORMED, "native pixel data of undefined length")
-    if shape.bits_allocated not in NATIVE_BITS:
+    if shape.bits_allocated > MOST_BITS and PIXEL_TAGS[element.tag] is None:
         raise Rejected(RejectReason.UNSUPPORTED_PIXELS, f"BitsAllocated is {shape.bits_allocated}")
     promised = shape.native_bytes
     excess = element.length - promised

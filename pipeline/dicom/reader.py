@@ -1,10 +1,11 @@
 """A MONAI `ImageReader` for DICOM images: `LoadImaged(keys, reader=DicomReader())` gives what `read_pixels` gives.
 
 MONAI's own readers leave out VOI and MONOCHROME1 and stack whatever lies in a folder; this one reads one frame of one
-file. The array is (rows, columns) float32 modality values; its meta holds the `Pixels` under "pixels", for
-`transforms.intensity.UnitRanged`. The affine is the identity of 4 × 4: the space that transforms act in is that of
-array indices (row, column), so that their inverse ends in source pixels; where the slice lies in the patient is a
-matter of its series.
+file. The array is (rows, columns) float32 modality values, or (rows, columns, 3) RGB fractions of a colour image where
+colour is asked for; `EnsureChannelFirstd` makes (1 or 3, rows, columns) of either. Its meta holds the `Pixels` under
+"pixels" for `transforms.intensity.UnitRanged`, which has to come before images are batched. The affine is the identity
+of 4 × 4: the space that transforms act in is that of array indices (row, column), so that their inverse ends in source
+pixels; where the slice lies in the patient is a matter of its series.
 """
 
 from __future__ import annotations
@@ -41,11 +42,14 @@ class CarriedPixels(np.ndarray[Any, Any]):
 
 
 class DicomReader(ImageReader):
-    """Reads frame `frame` (from 0) of a DICOM file; `read` raises Rejected, with its reason, where it cannot."""
+    """Reads frame `frame` (from 0) of a DICOM file, in RGB if `color` and the file has it.
 
-    def __init__(self, frame: int = 0) -> None:
+    `read` raises Rejected, with its reason, where the file has no such image; ValueError where it has no such frame.
+    """
+
+    def __init__(self, frame: int = 0, color: bool = False) -> None:
         super().__init__()
-        self.frame = frame
+        self.frame, self.color = frame, color
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Any file: those of a PACS export have no suffix."""
@@ -54,16 +58,16 @@ class DicomReader(ImageReader):
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Pixels:
         """The frame of one file (or of a sequence of one)."""
         path = data if isinstance(data, (str, Path)) else data[0]
-        return read_pixels(Path(path), self.frame)
+        return read_pixels(Path(path), self.frame, color=self.color)
 
     def get_data(self, img: Pixels) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """(rows, columns) modality values and their meta."""
+        """The values, (rows, columns) or (rows, columns, 3), and their meta."""
         meta: dict[str, Any] = {
             "pixels": CarriedPixels.of(img),
             MetaKeys.AFFINE: np.eye(4),
             MetaKeys.ORIGINAL_AFFINE: np.eye(4),
             MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(img.values.shape),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel",
+            MetaKeys.SPATIAL_SHAPE: np.asarray(img.values.shape[:2]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel" if img.values.ndim == 2 else -1,
         }
         return img.values, meta

@@ -265,6 +265,39 @@ def test_padding_is_compared_in_stored_values(path: Path, dtype: str, vr: str, v
     assert padding.tolist() == [[True, limit is not None, False]]
 
 
+def test_words_of_each_window_and_lut_go_with_it(path: Path) -> None:
+    """Explanations pair with the centres, those of windows that cannot be used included."""
+    words = {"WindowCenterWidthExplanation": ["LUNG", "none", "Bone "]}
+    windows = {"WindowCenter": [-600, 0, 400, 7], "WindowWidth": [1500, 0, 1800, 9], **words}
+    table = lut(0, [0, 1], LUTExplanation="SHARP")
+    found = read_pixels(write(path, HU_RAMP, VOILUTSequence=Sequence([table]), **windows)).voi
+    assert [voi.explanation for voi in found] == ["SHARP", "LUNG", "Bone", ""]
+    assert [voi.center for voi in found[1:]] == [-600, 400, 7]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "aspect"),
+    [
+        ({}, 1),
+        ({"PixelAspectRatio": [4, 3]}, 4 / 3),
+        ({"PixelSpacing": [0.6, 0.3]}, 2),
+        ({"ImagerPixelSpacing": [0.2, 0.4]}, 0.5),
+        ({"PixelAspectRatio": [3, 1], "PixelSpacing": [1, 1]}, 3),
+        ({"PixelAspectRatio": [0, 1], "PixelSpacing": [1, 2]}, 0.5),
+        ({"PixelAspectRatio": 7}, 1),
+    ],
+)
+def test_aspect_is_height_over_width(path: Path, attributes: dict[str, Any], aspect: float) -> None:
+    assert read_pixels(write(path, HU_RAMP, **attributes)).aspect == pytest.approx(aspect)
+
+
+def test_aspect_of_colour_and_single_bits(path: Path) -> None:
+    colored = write(path, np.zeros((4, 6, 3), np.uint8), SamplesPerPixel=3, PixelAspectRatio=[1, 2])
+    assert read_pixels(colored).aspect == 0.5
+    bits = {"BitsAllocated": 1, "BitsStored": 1, "Rows": 4, "Columns": 4, "PixelAspectRatio": [1, 2]}
+    assert read_pixels(write(path, np.zeros((1, 2), np.uint8), **bits)).aspect == 0.5
+
+
 def test_spacing_falls_back_to_the_detector_and_the_frame(path: Path) -> None:
     assert read_pixels(write(path, HU_RAMP, ImagerPixelSpacing=[0.1, 0.2])).spacing_mm == (0.1, 0.2)
     assert read_pixels(write(path, HU_RAMP, PixelSpacing=[0, 0.3])).spacing_mm is None
@@ -303,12 +336,136 @@ def test_enhanced_ct_takes_each_frames_own_functional_groups(path: Path) -> None
         PerFrameFunctionalGroupsSequence=Sequence(own),
     )
     first, second = read_frames(path)
+    assert (first.aspect, second.aspect) == (1.25, 1.25)
     np.testing.assert_array_equal(first.values, HU_RAMP - 1024.0)
     np.testing.assert_array_equal(second.values, HU_RAMP * 2.0)
     assert (first.unit, second.unit) == (PixelUnit.HU, PixelUnit.MODALITY)
     assert (first.voi[0].center, second.voi[0].center) == (40, 41)
     assert first.voi[0].function is VoiFunction.LINEAR_EXACT
     assert first.spacing_mm == (0.5, 0.4)
+
+
+def test_each_frame_of_an_enhanced_ct_is_a_localizer_or_not(path: Path) -> None:
+    """ImageType may be MIXED: FrameType tells; and what real-world values map to changes no value."""
+    own = []
+    for kind in ("LOCALIZER", "AXIAL"):
+        frame, frame_type, world, measures = Dataset(), Dataset(), Dataset(), Dataset()
+        frame_type.FrameType = ["ORIGINAL", "PRIMARY", kind, "NONE"]
+        world.RealWorldValueSlope, world.RealWorldValueIntercept = 7.0, 3.0
+        measures.PixelSpacing = [0.5, 1.0 if kind == "AXIAL" else 0.5]
+        frame.CTImageFrameTypeSequence = Sequence([frame_type])
+        frame.RealWorldValueMappingSequence = Sequence([world])
+        frame.PixelMeasuresSequence = Sequence([measures])
+        own.append(frame)
+    attributes = {"SOPClassUID": uid.EnhancedCTImageStorage, "PerFrameFunctionalGroupsSequence": Sequence(own)}
+    mixed = {"ImageType": ["ORIGINAL", "PRIMARY", "MIXED", "NONE"], "RescaleType": "HU"}
+    localizer, axial = read_frames(ct(path, np.stack([HU_RAMP, HU_RAMP]), **attributes, **mixed))
+    assert (localizer.unit, axial.unit) == (PixelUnit.MODALITY, PixelUnit.HU)
+    assert (localizer.aspect, axial.aspect) == (1.0, 0.5)
+    np.testing.assert_array_equal(axial.values, HU_RAMP * 2.0 - 1024)
+
+
+RANDOM_RGB = np.random.default_rng(7).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+PRIMARIES = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128)], np.uint8)
+SAMPLE = 1 / 255
+YBR_ROUNDING = 2.0 * SAMPLE
+"""What rounding CB and CR to whole samples makes of R, G and B (1.772 times a half, and a half of Y)."""
+
+
+def to_ybr(rgb: NDArray[Any], bits: int = 8, *, partial: bool = False) -> NDArray[Any]:
+    """The forward matrices of PS3.3 C.7.6.3.1.2, with its own digits."""
+    if partial:
+        matrix = [[0.2568, 0.5041, 0.0979], [-0.1482, -0.2910, 0.4392], [0.4392, -0.3678, -0.0714]]
+    else:
+        matrix = [[0.2990, 0.5870, 0.1140], [-0.1687, -0.3313, 0.5000], [0.5000, -0.4187, -0.0813]]
+    zero = np.array([16 if partial else 0, 128, 128]) * 2.0 ** (bits - 8)
+    return np.clip(np.rint(rgb @ np.array(matrix).T + zero), 0, 2**bits - 1).astype(rgb.dtype)
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize(("dtype", "scale"), [("u1", 1), ("u2", 257), ("u4", 257)])
+def test_rgb_where_it_is_asked_for(path: Path, planar: int, dtype: str, scale: int) -> None:
+    rgb = (RANDOM_RGB.astype(dtype) * scale).astype(dtype)
+    stored = np.moveaxis(rgb, -1, 0).reshape(rgb.shape) if planar else rgb
+    bits = {"u1": 8, "u2": 16, "u4": 16}[dtype]
+    write(path, stored, SamplesPerPixel=3, PlanarConfiguration=planar, BitsStored=bits)
+    pixels = read_pixels(path, color=True)
+    assert (pixels.unit, pixels.values.shape, pixels.values.dtype) == (PixelUnit.FRACTION, (12, 16, 3), np.float32)
+    np.testing.assert_allclose(pixels.values, RANDOM_RGB / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_ybr_becomes_rgb(path: Path, bits: int) -> None:
+    kind = np.uint8 if bits == 8 else np.uint16
+    rgb = np.concatenate([RANDOM_RGB.reshape(-1, 3), PRIMARIES])[None].astype(kind) * kind(1 if bits == 8 else 257)
+    write(path, to_ybr(rgb, bits), SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL")
+    found = read_pixels(path, color=True).values
+    # in 16 bits what is left is the standard's own digits, four after the point
+    np.testing.assert_allclose(found, rgb / (2**bits - 1), atol=YBR_ROUNDING if bits == 8 else 0.001)
+
+
+def test_subsampled_chroma_is_shared_by_two_pixels(path: Path) -> None:
+    ybr = np.repeat(to_ybr(RANDOM_RGB)[:, ::2], 2, axis=1)
+    ybr[..., 0] = to_ybr(RANDOM_RGB)[..., 0]
+    whole = read_pixels(write(path, ybr, SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL"), color=True).values
+    packed = np.concatenate([ybr[:, ::2, :1], ybr[:, 1::2, :1], ybr[:, ::2, 1:]], axis=-1)
+    dataset = dcmread(path)
+    dataset.PhotometricInterpretation, dataset.PixelData = "YBR_FULL_422", packed.tobytes()
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_pixels(path, color=True).values, whole)
+    np.testing.assert_allclose(read_pixels(path).values, ybr[..., 0] / 255, atol=1e-6)
+
+
+def test_partial_range_goes_from_16_to_235(path: Path) -> None:
+    rgb = np.repeat(PRIMARIES, 2, axis=0)[None]
+    ybr = to_ybr(rgb, partial=True)
+    packed = np.concatenate([ybr[:, ::2, :1], ybr[:, 1::2, :1], ybr[:, ::2, 1:]], axis=-1)
+    write(path, ybr, SamplesPerPixel=3, PhotometricInterpretation="YBR_PARTIAL_422")
+    dataset = dcmread(path)
+    dataset.PixelData = packed.tobytes()
+    dataset.save_as(path)
+    np.testing.assert_allclose(read_pixels(path, color=True).values, rgb / 255, atol=1.5 * YBR_ROUNDING)
+    np.testing.assert_allclose(read_pixels(path).values[0, 6:10:2], [1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "PALETTE COLOR"])
+def test_luma_of_the_rgb_is_the_gray(path: Path, photometric: str) -> None:
+    """Within what a YBR of whole samples can tell (its Y is that of the RGB it was made of, before CB and CR were rounded)."""
+    if photometric == "PALETTE COLOR":
+        tables = {
+            f"{color}PaletteColorLookupTable{name}": value
+            for number, color in enumerate(("Red", "Green", "Blue"))
+            for name, value in (
+                ("Descriptor", [256, 0, 16]),
+                ("Data", np.roll(np.arange(256) * 257, 50 * number).astype("<u2").tobytes()),
+            )
+        }
+        write(path, RANDOM_RGB[..., 0], PhotometricInterpretation=photometric, **tables)
+    else:
+        stored = to_ybr(RANDOM_RGB) if photometric == "YBR_FULL" else RANDOM_RGB
+        write(path, stored, SamplesPerPixel=3, PhotometricInterpretation=photometric)
+    gray, rgb = read_pixels(path).values, read_pixels(path, color=True).values
+    assert np.ptp(rgb, axis=-1).max() > 0.5
+    np.testing.assert_allclose(rgb @ [0.299, 0.587, 0.114], gray, atol=SAMPLE if photometric == "YBR_FULL" else 1e-6)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_gray_stays_gray_where_colour_is_asked_for(path: Path, photometric: str) -> None:
+    write(path, np.stack([HU_RAMP, HU_RAMP + 1]), PhotometricInterpretation=photometric, WindowCenter=9, WindowWidth=9)
+    for gray, asked in zip(read_frames(path), read_frames(path, color=True), strict=True):
+        np.testing.assert_array_equal(gray.values, asked.values)
+        assert (gray.unit, gray.inverted, gray.voi) == (asked.unit, asked.inverted, asked.voi)
+
+
+@pytest.mark.parametrize("color", [False, True])
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "PALETTE COLOR"])
+def test_signed_colour_is_not_guessed_at(path: Path, photometric: str, color: bool) -> None:
+    samples = 1 if photometric == "PALETTE COLOR" else 3
+    values = np.zeros((4, 4, 3), np.int8) if samples == 3 else np.zeros((4, 4), np.int8)
+    write(path, values, SamplesPerPixel=samples, PhotometricInterpretation=photometric)
+    with pytest.raises(Rejected) as caught:
+        read_pixels(path, color=color)
+    assert caught.value.reason is RejectReason.UNSUPPORTED_PIXELS
 
 
 def test_color_becomes_luma(path: Path) -> None:
@@ -358,7 +515,7 @@ def test_float_pixels_without_a_number_are_padding(path: Path) -> None:
         ({"Columns": 9}, RejectReason.SIZE_MISMATCH),
         ({"NumberOfFrames": 2}, RejectReason.SIZE_MISMATCH),
         ({"Rows": 0}, RejectReason.MALFORMED),
-        ({"BitsAllocated": 12}, RejectReason.UNSUPPORTED_PIXELS),
+        ({"BitsAllocated": 12}, RejectReason.SIZE_MISMATCH),
         ({"BitsStored": 17}, RejectReason.UNSUPPORTED_PIXELS),
         ({"PhotometricInterpretation": "CIELAB"}, RejectReason.UNSUPPORTED_PIXELS),
         ({"RescaleSlope": 0, "RescaleIntercept": 1}, RejectReason.UNSUPPORTED_PIXELS),
@@ -463,7 +620,8 @@ def test_8_bit_palette_in_words_is_over_its_own_range(path: Path) -> None:
 
 
 def test_a_header_of_too_many_elements(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(path, HU_RAMP)
+    """Of a file that pydicom reads; the walk through ordinary ones has a limit of bytes."""
+    write(path, HU_RAMP, uid.ExplicitVRBigEndian)
     read_pixels(path)
     monkeypatch.setattr(bounded, "HEADER_READS", 20)
     with pytest.raises(Rejected) as caught:

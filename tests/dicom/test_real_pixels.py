@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.dicom.pixels import read_frames, read_pixels
 from pipeline.errors import Rejected
+from pipeline.raster import LUMA
 from transforms.intensity import WINDOWS, PixelUnit, to_unit_range
 
 pytestmark = [
@@ -47,6 +48,36 @@ def test_every_real_file_decodes_or_says_why_not() -> None:
         "nested_priv_SQ.dcm": "malformed",
         "rtplan_truncated.dcm": "truncated",
     }
+
+
+def test_luma_of_every_real_colour_file_is_its_gray() -> None:
+    """Wherever no colour lies outside what RGB can show: there it is clipped, and the luma of what is left is another."""
+    colored = 0
+    for file in sorted(path for path in Path(os.environ["RADLOOP_DATA"], "dicom").rglob("*") if path.is_file()):
+        try:
+            gray, rgb = read_pixels(file), read_pixels(file, color=True)
+        except Rejected:
+            continue
+        assert (gray.spacing_mm, gray.aspect, gray.unit) == (rgb.spacing_mm, rgb.aspect, rgb.unit)
+        if rgb.values.ndim == 2:
+            np.testing.assert_array_equal(gray.values, rgb.values)
+            continue
+        colored += 1
+        shown = ((rgb.values > 0) & (rgb.values < 1)).all(axis=-1) | (np.ptp(rgb.values, axis=-1) == 0)
+        # tests/dicom/test_pixels.py has such a case for every kind; some of these files are of pure colours alone
+        np.testing.assert_allclose((rgb.values @ LUMA)[shown], gray.values[shown], atol=2e-6, err_msg=file.name)
+    assert colored > 30
+
+
+def test_window_words_of_real_files_choose_a_window() -> None:
+    """NEMA's CT2 has one explained as BRAIN, an overlay example WINDOW1 and WINDOW2."""
+    root = Path(os.environ["RADLOOP_DATA"], "dicom")
+    assert [voi.explanation for voi in read_pixels(next(root.rglob("CT2_RLE"))).voi] == ["BRAIN"]
+    pixels = read_pixels(next(root.rglob("examples_overlay.dcm")))
+    assert [(voi.center, voi.explanation) for voi in pixels.voi] == [(450, "WINDOW1"), (200, "WINDOW2")]
+    first, second = (to_unit_range(pixels, WINDOWS["lung"], voi=voi) for voi in (0, 1))
+    np.testing.assert_array_equal(to_unit_range(pixels, WINDOWS["lung"], voi="window2"), second)
+    assert np.abs(first - second).max() > 0.2
 
 
 def test_sixteen_syntaxes_of_one_slice_agree() -> None:
