@@ -1,6 +1,6 @@
 """How fast images become network input: first pass, from the cache, and while a network is trained.
 
-python benchmarks/feed_speed.py decode [--data RADLOOP_DATA] [--copies 400] [--only TEXT]
+python benchmarks/feed_speed.py decode [--data RADLOOP_DATA] [--copies 1000] [--only TEXT]
 python benchmarks/feed_speed.py train [--images 64] [--architecture resnet50] [--batch 8]
 
 decode: for each transfer syntax of one CT slice, copies of the file under other names, all in the page cache. MONAI's way (`LoadImaged`
@@ -55,7 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["decode", "train"])
     parser.add_argument("--data", type=Path, default=os.environ.get("RADLOOP_DATA"))
-    parser.add_argument("--copies", type=int, default=400)
+    parser.add_argument("--copies", type=int, default=1000)
     parser.add_argument("--only", default="", help="only syntaxes whose file names hold this")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--architecture", default="resnet50")

@@ -108,7 +108,10 @@ class Store:
 
     @contextmanager
     def new_block(self, bucket: int) -> Iterator[BlockWriter]:
-        """A block to add to; it is there when the `with` block ends, if anything was added, and never was when that raises."""
+        """A block to add to, in a bucket that is claimed.
+
+        It is there when the `with` block ends, if anything was added, and never was when that raises.
+        """
         path = self._bucket(bucket) / f"{secrets.token_hex(8)}{SUFFIX}"
         with ExitStack() as stack:
             writer = BlockWriter(path, lambda: stack.enter_context(_appearing(path)), self.channels, self.size)

@@ -258,6 +258,9 @@ def test_any_flipped_or_missing_byte_is_found(data: st.DataObject):
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), 1, 4)
         keys = np.sort(np.array([bytes([number]) + bytes(14) + b"x" for number in range(4)], dtype=f"S{KEY_BYTES}"))
+        claim = store.claim(0)
+        assert claim is not None
+        claim.release()
         with store.new_block(0) as block:
             for number in range(3):
                 block.add(keys[number].ljust(KEY_BYTES, b"\0"), np.full((1, 4, 4), number, dtype=np.uint16))

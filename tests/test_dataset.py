@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import CustomNormalization, CustomWindow, Preprocessing
-from pipeline.dataset import ImageFile, Prepared, Preparer, input_statistics, windows_of
+from pipeline.dataset import ImageFile, Prepared, Preparer, input_statistics, read_image, windows_of
 from pipeline.dicom.phantom import ct_slice, radiograph, save
 from pipeline.feed import standardised
 from transforms.intensity import WINDOWS, from_levels
@@ -35,10 +35,13 @@ def prepared(file: ImageFile, keep_shown: bool = False, **settings: object) -> P
 
 
 def test_a_prepared_image_is_levels(slice_file: ImageFile):
-    image = prepared(slice_file).image
+    """64 pixels stay 64, so each level is its own pixel's: HU by PS3.3 C.11.2.1.2, rounded."""
+    image = prepared(slice_file, window="wide", resize="stretch").image
+    hounsfield = read_image(slice_file).values
+    expected = np.rint(np.clip((hounsfield + 0.5) / 1999 + 0.5, 0, 1) * 65535)
     assert (image.dtype, image.shape) == (np.uint16, (1, 64, 64))
-    assert image.min() == 0
-    assert image.max() > 30_000
+    assert np.abs(image[0] - expected).max() <= 1  # where float32 rounds a half another way
+    assert np.ptp(image.astype(int)) > 1000
 
 
 def test_three_windows_are_three_channels(slice_file: ImageFile):

@@ -1,4 +1,4 @@
-"""Every example of docs/transforms.md runs as it stands, by itself, and gives what it says."""
+"""Every example of docs/transforms.md and docs/pixels.md runs as it stands, by itself, and gives what it says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from PIL import Image
 import transforms
 from pipeline.dicom.phantom_objects import ct_slice, save
 
-PAGE = (Path(__file__).parents[1] / "docs" / "transforms.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "transforms.md").read_text(encoding="utf-8")
+PIXELS_PAGE = (DOCS / "pixels.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 CLAIM = re.compile(r"^(?P<expression>\S.*?)  # → (?P<result>.+)$", re.MULTILINE)
 SHAPE = (96, 128)
@@ -40,6 +42,19 @@ def test_example(block: str) -> None:
     exec(CLAIM.sub("", block), names)
     for claim in CLAIM.finditer(block):
         assert repr(eval(claim["expression"], names)) == claim["result"], claim["expression"]
+
+
+def test_example_of_the_volume(place: Path) -> None:
+    (place / "series").mkdir()
+    for number in range(5):
+        slice_ = ct_slice(instance_number=number + 1, position_mm=(0.0, 0.0, 3.0 * number))
+        save(slice_, place / "series" / f"{number}.dcm")
+    names: dict[str, object] = {}
+    (block,) = re.findall(r"```python\n(.*?)```", PIXELS_PAGE, re.DOTALL)
+    exec(block, names)
+    assert names["volume"].voxels.shape == (5, 64, 64)  # type: ignore[attr-defined]
+    assert names["image"].GetSpacing()[2] == pytest.approx(3.0)  # type: ignore[attr-defined]
+    assert (place / "series.nii.gz").is_file()
 
 
 def test_every_part_of_the_table_is_public() -> None:
