@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """No test makes a key file where it happens to run."""
+    """No test makes a key file where it happens to run, or writes to the user's own cache."""
     os.environ["RADLOOP_KEY"] = TEST_KEY
+    os.environ["RADLOOP_CACHE"] = tempfile.mkdtemp(prefix="radloop-test-cache-")
+
+
+def pytest_unconfigure() -> None:
+    """Images of the tests are worth nothing to anybody."""
+    shutil.rmtree(os.environ["RADLOOP_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
