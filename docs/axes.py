@@ -33,7 +33,9 @@ ORANGE, BLUE, GREEN = "#E69F00", "#56B4E9", "#009E73"
 def main() -> None:
     """Writes the picture beside this script."""
     pixels = _slice()
-    prepared = prepare_chain(windows=(WINDOWS["lung"],), size=SIZE, resize="fit")({"image": to_metatensor(pixels)})["image"]
+    prepared = prepare_chain(windows=(WINDOWS["lung"],), size=SIZE, resize="fit")({"image": to_metatensor(pixels)})[
+        "image"
+    ]
     affine = index_affine(prepared)
     place = to_input(np.array([POINT]), affine)[0]
     stride = RESNET_GEOMETRY.cell_stride
@@ -72,7 +74,12 @@ def _image(axes: Axes, image: np.ndarray, title: str, point: tuple[float, ...]) 
     axes.set_title(title, loc="left", fontsize=10)
     axes.plot(point[1], point[0], "+", color=ORANGE, markersize=14, markeredgewidth=2)
     axes.annotate(
-        f"({point[0]:.1f}, {point[1]:.1f})", (point[1], point[0]), (-8, 9), textcoords="offset points", color=ORANGE, ha="right"
+        f"({point[0]:.1f}, {point[1]:.1f})",
+        (point[1], point[0]),
+        (-8, 9),
+        textcoords="offset points",
+        color=ORANGE,
+        ha="right",
     )
 
 

@@ -85,12 +85,17 @@ def choose_voi(pixels: Pixels, voi: int | str) -> Voi:
 
 
 def percentile_voi(pixels: Pixels) -> Voi:
-    """The range between `FALLBACK_PERCENTILES` of the values that are not padding."""
+    """The range between `FALLBACK_PERCENTILES` of the values that are not padding, or where these are one, from least to most.
+
+    However small it is: units are the file's, and diffusion in m²/s is about 1e-9.
+    """
     inside = pixels.values if pixels.padding is None else pixels.values[~pixels.padding]
     if inside.size == 0:
         return Voi(VoiFunction.LINEAR_EXACT)
-    low, high = np.percentile(inside, FALLBACK_PERCENTILES)
-    return Voi(VoiFunction.LINEAR_EXACT, center=float(low + high) / 2, width=max(float(high - low), 1e-6))
+    low, high = (float(end) for end in np.percentile(inside, FALLBACK_PERCENTILES))
+    if low == high:
+        low, high = float(inside.min()), float(inside.max())
+    return Voi(VoiFunction.LINEAR_EXACT, center=(low + high) / 2, width=high - low if high > low else 1.0)
 
 
 def to_unit_range(pixels: Pixels, window: Voi, *, voi: int | str = 0) -> FloatImage:

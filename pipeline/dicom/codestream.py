@@ -54,8 +54,12 @@ class Codestream:
 
 
 def check_end(frame: bytes) -> None:
-    """The last marker is EOI or EOC (both FF D9), but for padding. Raises Rejected (TRUNCATED)."""
-    if not frame.rstrip(PADDING).endswith(b"\xff\xd9"):
+    """The last marker is EOI (FF D9), but for padding. Raises Rejected (TRUNCATED).
+
+    A single byte to even length may be anything: dcmtk 3.6.7 leaves there what its buffer held, of one near-lossless JPEG-LS in 12.
+    """
+    padded = len(frame) % 2 == 0 and frame[:-1].endswith(b"\xff\xd9")
+    if not padded and not frame.rstrip(PADDING).endswith(b"\xff\xd9"):
         raise lacks_end(frame)
 
 

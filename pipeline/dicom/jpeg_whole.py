@@ -17,7 +17,14 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dicom.jpeg_stream import RESTART, SOF_ARITHMETIC, SOF_LOSSLESS_HUFFMAN, SOF_SEQUENTIAL, Jpeg
+from pipeline.dicom.jpeg_stream import (
+    RESTART,
+    SOF_ARITHMETIC,
+    SOF_LOSSLESS_HUFFMAN,
+    SOF_PROGRESSIVE,
+    SOF_SEQUENTIAL,
+    Jpeg,
+)
 from pipeline.errors import Rejected, RejectReason
 
 MOST_ROWS = 65500
@@ -27,7 +34,8 @@ ARITHMETIC_ZEROS = 2
 So much may be missing of such a stream without being found."""
 
 PADDING_BITS = 7
-"""At most, in the last byte of a scan; a code has a bit at least."""
+"""At most, in the last byte of a scan; a code has a bit at least. They are ones, of which no code consists (ISO 10918-1 F.1.2.3, C): one
+MCU takes them all. But where the DC coefficients of a progressive JPEG get their last bits, each block takes one (G.1.2.1.1)."""
 
 _JUNK = bytes(range(0x21, 0x41))  # no FF, neither here nor in its complement: that would be a marker
 _JUNKS = (_JUNK, bytes(0xFF - byte for byte in _JUNK))
@@ -78,11 +86,17 @@ def _is_extensible(jpeg: Jpeg) -> bool:
 
 
 def _rows_beyond(jpeg: Jpeg) -> tuple[int, int]:
-    """Rows beyond the picture: first and after the last. Two MCUs at least; libjpeg takes a row of a lossless one at once."""
+    """Rows beyond the picture: first and after the last. One MCU more than padding fills; libjpeg takes a row of a lossless one at
+    once."""
     rows, columns = jpeg.unit
     first = -(-jpeg.header.rows // rows) * rows
-    more = 1 if columns < jpeg.header.columns and jpeg.process != SOF_LOSSLESS_HUFFMAN else 2
-    return first, first + more * rows
+    across = 1 if jpeg.process == SOF_LOSSLESS_HUFFMAN else -(-jpeg.header.columns // columns)
+    return first, first + -(-(_padded_units(jpeg) + 1) // across) * rows
+
+
+def _padded_units(jpeg: Jpeg) -> int:
+    """How many MCUs beyond the picture padding alone may fill."""
+    return PADDING_BITS if jpeg.process in SOF_PROGRESSIVE else 1
 
 
 def _extended(frame: bytes, jpeg: Jpeg) -> bytes:
@@ -90,7 +104,7 @@ def _extended(frame: bytes, jpeg: Jpeg) -> bytes:
 
 
 def _beyond(samples: _Samples, jpeg: Jpeg) -> tuple[bool, bool]:
-    """Whether the first MCU beyond the picture was decoded from data, and whether any after it was.
+    """Whether the first MCU beyond the picture was decoded from data, and whether any was that padding cannot fill.
 
     Of the first component, which is never interpolated. A lossless row is decoded to its end from zero bits: by the usual
     predictor 1 each sample then differs from its left neighbour by the same.
@@ -100,7 +114,9 @@ def _beyond(samples: _Samples, jpeg: Jpeg) -> tuple[bool, bool]:
     plane = samples if samples.ndim == 2 else samples[..., 0]
     decoded = plane[begin:] != 1 << (jpeg.header.precision - 1)
     if jpeg.process != SOF_LOSSLESS_HUFFMAN:
-        return bool(decoded[:rows, :columns].any()), bool(decoded[:rows, columns:].any() or decoded[rows:].any())
+        down, along = (np.arange(side) // unit for side, unit in zip(decoded.shape, (rows, columns), strict=True))
+        number = down[:, None] * (along[-1] + 1) + along
+        return bool(decoded[number == 0].any()), bool(decoded[number >= _padded_units(jpeg)].any())
     steps = np.diff(plane[begin])[PADDING_BITS:]  # wraps, as libjpeg's sums do
     uneven = jpeg.scans[0].predictor == 1 and steps.size > 0 and bool((steps != steps[0]).any())
     return bool(decoded[:rows].any()), uneven or bool(decoded[rows:].any())

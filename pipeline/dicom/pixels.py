@@ -32,6 +32,7 @@ from pydicom import Dataset, uid
 from pipeline.dicom.bounded import parsing, value_of
 from pipeline.dicom.codestream import Color
 from pipeline.dicom.frames import ImageFile, StoredFrame, open_image, read_stored
+from pipeline.dicom.geometry import frame_group
 from pipeline.dicom.lookup import read_palette, read_table
 from pipeline.dicom.pixel_element import DOUBLE_PIXELS, FLOAT_PIXELS
 from pipeline.errors import Rejected, RejectReason
@@ -249,17 +250,8 @@ def _aspect(image: ImageFile, spacing_mm: tuple[float, float] | None) -> float:
 
 
 def _group(image: ImageFile, frame: int, keyword: str) -> Dataset | None:
-    """The first item of a functional group: the frame's own, else the shared one (PS3.3 C.7.6.16), else None."""
-    own, shared = (
-        image.dataset.get("PerFrameFunctionalGroupsSequence"),
-        image.dataset.get("SharedFunctionalGroupsSequence"),
-    )
-    for groups, number in ((own, frame), (shared, 0)):
-        if groups is not None and number < len(groups):
-            items = groups[number].get(keyword)
-            if items:
-                return items[0]
-    return None
+    """The first item of a functional group, the frame's own or the shared one, else None."""
+    return frame_group(image.dataset, frame, keyword) or None
 
 
 def _number(source: Dataset, keyword: str) -> float | None:

@@ -57,8 +57,9 @@ DECODE_TIMEOUT_S = 120.0
 """For a job of some frames, each of which decodes in well under a second."""
 DECODE_MEMORY_BYTES = 6 * 2**30
 """Above a worker's own size, as for single images."""
-FRAMES_AT_ONCE, BYTES_AT_ONCE = 32, 64 * 2**20
-"""Of a multi-frame file that a worker decodes as one job, which it answers in one piece."""
+FRAMES_AT_ONCE, BYTES_AT_ONCE = 256, 64 * 2**20
+"""Of a multi-frame file that a worker decodes as one job, which it answers in one piece. Each job parses the file's header: a quarter
+of a second where there are 10,000 frames."""
 HEADERS_AT_ONCE = 16
 """Files that go to a worker together; a header takes milliseconds."""
 

@@ -29,6 +29,8 @@ TILT_TOLERANCE_PIXELS = 0.1
 """Slices whose corners shift by less than this from the first to the last are not tilted: positions are rounded to about 0.01 mm."""
 DESCRIPTION = f"radloop {pipeline.__version__} research use only"
 """All that a NIfTI says in words; its field holds 79 letters."""
+NIFTI1_VOXELS = 2**15 - 1
+"""Most along an axis of a NIfTI-1, which counts in 16 bits."""
 GZIP_LEVEL = 1
 """As nibabel's default: CT is noise in its last bits, and level 6 takes three times as long for a tenth less."""
 
@@ -156,7 +158,7 @@ def to_sitk(volume: Volume) -> SimpleITK.Image:
 
 
 def write_nifti(volume: Volume, path: Path) -> Path:
-    """Writes a NIfTI-1 (.nii, or .nii.gz) whole or not at all; the same volume gives the same bytes.
+    """Writes a NIfTI-1 (.nii, or .nii.gz; a NIfTI-2 where an axis is too long) whole or not at all; the same volume, the same bytes.
 
     The sform is the exact affine, with code 1 (scanner); the qform, which cannot hold a shear, is set where there is none. Voxels
     keep their type, index (column, row, slice). Raises ValueError for another suffix, OSError.
@@ -166,7 +168,8 @@ def write_nifti(volume: Volume, path: Path) -> Path:
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path.name}: expected a name that ends with .nii or .nii.gz")
     affine = column_first(volume.affine_ras)
-    image = nibabel.Nifti1Image(volume.voxels.transpose(2, 1, 0), affine)
+    kind = nibabel.Nifti1Image if max(volume.voxels.shape) <= NIFTI1_VOXELS else nibabel.Nifti2Image
+    image = kind(volume.voxels.transpose(2, 1, 0), affine)
     image.set_sform(affine, code=1)
     image.set_qform(None if volume.is_sheared else affine, code=0 if volume.is_sheared else 1)
     image.header.set_xyzt_units("mm")

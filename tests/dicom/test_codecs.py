@@ -137,6 +137,20 @@ def test_padding_after_the_end_marker_is_tolerated(padding: bytes) -> None:
     np.testing.assert_array_equal(decode_frame(stream, uid.JPEGLSLossless, format_of(image)).samples, image)
 
 
+@pytest.mark.parametrize("padding", [b"\x80", b"\x50"])
+def test_a_byte_of_anything_to_even_length_is_padding(padding: bytes) -> None:
+    """As dcmtk 3.6.7 writes near-lossless frames of odd length."""
+    images = (picture(40, columns) for columns in range(40, 60))
+    image = next(image for image in images if len(imagecodecs.jpegls_encode(image)) % 2)
+    stream = imagecodecs.jpegls_encode(image)
+    found = decode_frame(stream + padding, uid.JPEGLSLossless, format_of(image)).samples
+    np.testing.assert_array_equal(found, image)
+    for more in (padding * 2, padding * 3, b"\0" + padding):
+        with pytest.raises(Rejected) as caught:
+            decode_frame(stream + more, uid.JPEGLSLossless, format_of(image))
+        assert caught.value.reason is RejectReason.TRUNCATED
+
+
 @pytest.mark.parametrize("syntax", {**LOSSLESS, **LOSSY})
 @pytest.mark.parametrize("lie", [(39, 48, 1, 0), (41, 48, 1, 0), (40, 47, 1, 0), (40, 48, 3, 0), (80, 96, 1, 0)])
 def test_header_that_lies_on_the_size_is_rejected(syntax: str, lie: tuple[int, int, int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import struct
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import uid
 
 from pipeline.dicom import jpeg_whole
@@ -162,6 +164,13 @@ def with_restarts(image: Samples) -> bytes:
     return bytes(head[:start_of_scan]) + interval + bytes(head[start_of_scan:]) + marked + b"\xff\xd9"
 
 
+def progressive(image: Samples, quality: int) -> bytes:
+    """By libjpeg's usual script, in which the DC coefficients get their last bit in a scan of its own."""
+    written = io.BytesIO()
+    Image.fromarray(image).save(written, "JPEG", quality=quality, progressive=True, subsampling=0)
+    return written.getvalue()
+
+
 JPEGS = {
     "baseline": imagecodecs.jpeg8_encode(picture(), level=90),
     "optimal codes": imagecodecs.jpeg8_encode(picture(), level=40, optimize=True),
@@ -170,6 +179,7 @@ JPEGS = {
     "lossless": imagecodecs.jpeg8_encode(picture(), lossless=True, predictor=1, bitspersample=8),
     "mid-grey": imagecodecs.jpeg8_encode(np.full((61, 83), 128, np.uint8), level=90),
     "lossless mid-grey": imagecodecs.jpeg8_encode(np.full((61, 83), 128, np.uint8), lossless=True, bitspersample=8),
+    "progressive": progressive(picture(), 50),
     "restarts": with_restarts(picture()),
     **{
         f"colour {form}": imagecodecs.jpeg8_encode(
@@ -221,6 +231,19 @@ def test_fill_bytes_before_a_marker_are_no_data(kind: str) -> None:
     expected = FrameFormat(whole.shape[0], whole.shape[1], whole.shape[2] if whole.ndim == 3 else 1, 16)
     filled = stream[:-2] + b"\xff\xff" + stream[-2:]
     assert same_or_rejected(filled, uid.JPEGBaseline8Bit, expected, whole) == "same"
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+@pytest.mark.parametrize("colour", [False, True])
+def test_padding_after_the_last_bits_of_a_progressive_jpeg_is_no_data(quality: int, colour: bool) -> None:
+    """A bit of it for each of up to 7 blocks: at quality 90 or more their quantized light is too little to be seen."""
+    for rows, columns in [*((8 * n, 8 * n + 3) for n in range(1, 9)), (70, 5), (5, 70)]:
+        image = picture(rows, columns)
+        stream = progressive(
+            np.stack([image, image.T.reshape(image.shape), 255 - image], -1) if colour else image, quality
+        )
+        whole, expected = plainly(stream), FrameFormat(rows, columns, 3 if colour else 1, 8)
+        assert same_or_rejected(stream, uid.JPEGBaseline8Bit, expected, whole) == "same", (rows, columns)
 
 
 def test_restart_intervals_that_lack_data_or_a_marker() -> None:

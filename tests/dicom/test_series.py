@@ -21,7 +21,7 @@ from pipeline.dicom.assembly import DecodedSlice, VolumePlan, assemble, decode_s
 from pipeline.dicom.geometry import column_first, plane_of
 from pipeline.dicom.series import read_volume, read_volumes
 from pipeline.dicom.slices import Slice, read_slices
-from pipeline.dicom.volume import DESCRIPTION, Finding, to_sitk, write_nifti
+from pipeline.dicom.volume import DESCRIPTION, Finding, Volume, to_sitk, write_nifti
 from pipeline.errors import Rejected, RejectReason
 from pipeline.nifti import read_nifti, read_nifti_header
 from tests.series_files import (
@@ -507,6 +507,13 @@ def test_a_nifti_is_read_back_equal_by_nibabel_and_by_the_house(tmp_path: Path, 
     for k in range(3):  # rows from anterior, columns from the right, slices from the feet: as stored
         assert np.array_equal(read_nifti(path, k, hounsfield=True).values, volume.voxels[k])
     assert write_nifti(volume, tmp_path / f"again_{name}").read_bytes() == path.read_bytes()
+
+
+def test_an_axis_too_long_for_a_nifti_1_makes_a_nifti_2(tmp_path: Path):
+    voxels = np.arange(6 * 2**15, dtype=np.float32).reshape(2**15, 3, 2)
+    path = write_nifti(Volume(voxels, column_first(np.eye(4)), PixelUnit.HU, (), ()), tmp_path / "v.nii.gz")
+    np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj), voxels.transpose(2, 1, 0))
+    np.testing.assert_array_equal(read_nifti(path, 2**15 - 1).values, voxels[-1])
 
 
 def test_a_sheared_nifti_has_no_qform_and_sitk_refuses_it(tmp_path: Path):

@@ -118,6 +118,23 @@ OWN = (
 )
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-9, 1e-30, 1e30])
+def test_without_a_voi_the_range_is_the_images_own_whatever_its_unit(unit):
+    values = (np.linspace(0, 3, 1000, dtype=np.float32) * np.float32(unit)).reshape(25, 40)
+    shown = to_unit_range(Pixels(values, PixelUnit.MODALITY), LUNG)
+    np.testing.assert_allclose(
+        shown, np.clip((np.linspace(0, 1, 1000) - 0.005) / 0.99, 0, 1).reshape(25, 40), atol=1e-5
+    )
+
+
+def test_without_a_voi_a_few_bright_pixels_leave_the_rest_black():
+    values = np.zeros((30, 40), np.float32)
+    values[7, 9:11] = 2.5, 5.0
+    shown = to_unit_range(Pixels(values, PixelUnit.MODALITY), LUNG)
+    assert (shown[7, 9], shown[7, 10], shown.sum()) == (0.5, 1.0, 1.5)
+    assert np.unique(to_unit_range(Pixels(np.full((3, 4), 7.0, np.float32), PixelUnit.MODALITY), LUNG)) == 0.5
+
+
 @pytest.mark.parametrize(
     ("voi", "number"),
     [(0, 0), (1, 1), (2, 2), (3, 0), (-1, 0), ("bone", 2), ("tissue", 1), (" SOFT ", 1), ("lung", 0), ("", 0)],
