@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from pipeline.config import CustomNormalization, CustomWindow, Preprocessing
 from pipeline.dataset import ImageFile, Prepared, Preparer, input_statistics, read_image, windows_of
 from pipeline.dicom.phantom import ct_slice, radiograph, save
+from pipeline.dicom.pixels import open_frames
 from pipeline.feed import standardised
 from transforms.intensity import WINDOWS, from_levels
 
@@ -42,6 +44,30 @@ def test_a_prepared_image_is_levels(slice_file: ImageFile):
     assert (image.dtype, image.shape) == (np.uint16, (1, 64, 64))
     assert np.abs(image[0] - expected).max() <= 1  # where float32 rounds a half another way
     assert np.ptp(image.astype(int)) > 1000
+
+
+def test_frames_of_a_file_are_its_own_and_its_header_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dataset = ct_slice(64)
+    one = dataset.PixelData
+    dataset.NumberOfFrames, dataset.PixelData = (
+        4,
+        b"".join(bytes(np.frombuffer(one, "<u2") + 100 * n) for n in range(4)),
+    )
+    save(dataset, tmp_path / "frames")
+    save(dataset, tmp_path / "others")
+    opened: list[Path] = []
+
+    def counted(path: Path, **options: bool):
+        opened.append(path)
+        return open_frames(path, **options)
+
+    monkeypatch.setattr("pipeline.dataset.open_frames", counted)
+    for name in ("frames", "others", "frames"):
+        file = found(tmp_path / name, "dicom")
+        images = [read_image(replace(file, frame=frame)).values for frame in range(4)]
+        for frame, values in enumerate(images):
+            np.testing.assert_array_equal(values, images[0] + 100 * frame)
+    assert opened == [tmp_path / name for name in ("frames", "others", "frames")]
 
 
 def test_three_windows_are_three_channels(slice_file: ImageFile):

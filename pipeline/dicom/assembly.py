@@ -186,6 +186,8 @@ def _grid(arrangement: Arrangement, uneven: Uneven, slice_spacing_mm: float | No
     if not on_grid:
         facts = {"least_mm": float(gaps.min()), "most_mm": float(gaps.max()), "median_mm": median}
         found.append(Found(Finding.UNEVEN, facts))
+    if slice_spacing_mm is not None and not slice_spacing_mm > 0:
+        raise ValueError(f"slice_spacing_mm: expected millimetres above 0, found {slice_spacing_mm:g}")
     if not found and slice_spacing_mm is None:
         return place, found
     _refuse_uneven(uneven, found, float(gaps.max()) / median)

@@ -99,21 +99,23 @@ class Jpeg:
 
 def read_jpeg(frame: bytes) -> Jpeg:
     """The frame header, and of a JPEG all its scans, checked to be complete as far as markers tell."""
-    color: Color | None = None
+    jfif, adobe = False, None
     jpeg: Jpeg | None = None
     scans: list[Scan] = []
     interval = 0
     for marker, start, end, after in _segments(frame):
         body = frame[start:end]
         if marker == _APP0 and body.startswith(b"JFIF\0"):
-            color = Color.YBR
+            jfif = True
         elif marker == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
-            color = color or (Color.YBR if body[11] else Color.RGB)
+            adobe = Color.YBR if body[11] else Color.RGB
         elif marker == _DRI:
             (interval,) = struct.unpack_from(">H", body)
         elif marker in _SOF:
             if jpeg is not None:
                 raise Rejected(RejectReason.DECODE_FAILED, "the JPEG has two frame headers")
+            # JFIF is about baseline JPEG; writers of lossless ones put it there, whatever their colours are.
+            color = Color.YBR if jfif and marker != SOF_LOSSLESS_HUFFMAN else adobe
             jpeg = _frame_header(frame, marker, start, end, color)
             if marker == _SOF_JPEG_LS:
                 check_end(frame)

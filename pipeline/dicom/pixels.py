@@ -15,12 +15,13 @@ file's order; windows that no function can use are left out. Inversion goes by M
 PresentationLUTShape says the same once more (PS3.3 C.8.11.3.1.2), and inverting for both would undo it. Where the two
 contradict, readers differ (dcmtk follows the shape).
 
-Aspect: PixelAspectRatio, vertical \\ horizontal (PS3.3 C.7.6.3.1.7), else that of the spacing.
+Aspect: that of the spacing; where there is none PixelAspectRatio, vertical \\ horizontal (PS3.3 C.7.6.3.1.7).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,13 @@ def read_frames(path: Path, frames: Iterable[int] | None = None, *, color: bool 
     with open_image(path) as image:
         for frame in range(image.shape.frames) if frames is None else frames:
             yield _pixels(image, frame, color)
+
+
+@contextmanager
+def open_frames(path: Path, *, color: bool = False) -> Iterator[Callable[[int], Pixels]]:
+    """Reads frames of one file as `read_pixels` does, its header parsed once."""
+    with open_image(path) as image:
+        yield lambda frame: _pixels(image, frame, color)
 
 
 def frame_count(path: Path) -> int:
@@ -243,10 +251,8 @@ def _spacing_mm(image: ImageFile, frame: int) -> tuple[float, float] | None:
 
 def _aspect(image: ImageFile, spacing_mm: tuple[float, float] | None) -> float:
     """Height of a pixel / its width; square where nothing is said."""
-    ratio = _numbers(image.dataset, "PixelAspectRatio")
-    if len(ratio) != 2 or min(ratio) <= 0:
-        ratio = spacing_mm or (1.0, 1.0)
-    return ratio[0] / ratio[1]
+    ratio = spacing_mm or _numbers(image.dataset, "PixelAspectRatio")
+    return ratio[0] / ratio[1] if len(ratio) == 2 and min(ratio) > 0 else 1.0
 
 
 def _group(image: ImageFile, frame: int, keyword: str) -> Dataset | None:

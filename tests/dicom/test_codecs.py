@@ -21,7 +21,9 @@ from pydicom.encaps import encapsulate, encapsulate_extended
 
 from pipeline.dicom import codecs, pixel_element
 from pipeline.dicom.codecs import FrameFormat, decode_frame, decoders
+from pipeline.dicom.codestream import Color
 from pipeline.dicom.frames import open_image, read_stored
+from pipeline.dicom.jpeg_stream import read_jpeg
 from pipeline.dicom.syntaxes import CODEC_BY_SYNTAX, NATIVE, UNDECODED, is_encapsulated
 from pipeline.errors import Rejected, RejectReason
 
@@ -340,3 +342,16 @@ def test_truncated_real_files_never_yield_pixels(tmp_path: Path) -> None:
             cut.write_bytes(data[:end])
             with pytest.raises(Rejected):
                 stored(cut)
+
+
+def test_a_jfif_marker_says_nothing_of_the_colours_of_a_lossless_jpeg() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    adobe = imagecodecs.jpeg8_encode(image, lossless=True)
+    assert adobe[2:4] == b"\xff\xee"
+    jfif = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+    without = adobe[:2] + jfif + adobe[4 + int.from_bytes(adobe[4:6], "big") :]
+    decoded = decode_frame(without, uid.JPEGLossless, FrameFormat(16, 16, 3, 8))
+    assert decoded.stream is not None
+    assert decoded.stream.color is Color.RGB  # by its components, R, G and B
+    np.testing.assert_array_equal(decoded.samples, image)
+    assert read_jpeg(imagecodecs.jpeg8_encode(image)).header.color is Color.YBR  # where JFIF is at home

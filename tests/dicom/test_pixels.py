@@ -282,7 +282,7 @@ def test_words_of_each_window_and_lut_go_with_it(path: Path) -> None:
         ({"PixelAspectRatio": [4, 3]}, 4 / 3),
         ({"PixelSpacing": [0.6, 0.3]}, 2),
         ({"ImagerPixelSpacing": [0.2, 0.4]}, 0.5),
-        ({"PixelAspectRatio": [3, 1], "PixelSpacing": [1, 1]}, 3),
+        ({"PixelAspectRatio": [3, 1], "PixelSpacing": [1, 1]}, 1),
         ({"PixelAspectRatio": [0, 1], "PixelSpacing": [1, 2]}, 0.5),
         ({"PixelAspectRatio": 7}, 1),
     ],

@@ -165,6 +165,12 @@ def test_another_spacing_can_be_asked_for():
     assert volume.voxels[1] == pytest.approx(_values(0).values * 0.75 + _values(1).values * 0.25, abs=FLOAT32)
 
 
+@pytest.mark.parametrize("spacing", [0.0, -1.0, float("nan")])
+def test_a_spacing_is_above_zero(spacing: float):
+    with pytest.raises(ValueError, match="above 0"):
+        plan_volume(_slices([0, 2, 4]), uneven="resample", slice_spacing_mm=spacing)
+
+
 def test_nothing_is_made_up_where_nobody_has_looked():
     with pytest.raises(NotAVolume, match="nothing is interpolated over more than"):
         plan_volume(_slices([0, 1, 2, 3, 203]), uneven="resample")
