@@ -191,9 +191,13 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from pipeline.config import load_config
+
+    config = load_config(
+        options.config, options.set
+    )  # a wrong value is said before torch is imported, which takes seconds
     from pipeline.train import train
 
-    facts = train(load_config(options.config, options.set), options.out, root=options.root, resume=options.resume)
+    facts = train(config, options.out, root=options.root, resume=options.resume)
     print(f"trained {facts.name}: weights of epoch {facts.best_epoch} in {options.out}")
     print(f"next: radloop evaluate {options.out}")
     return DONE
@@ -224,15 +228,17 @@ def _volume(options: argparse.Namespace) -> int:
     summary = write_volumes(options.source, options.out, root=options.root, uneven=options.uneven, tilt=options.tilt)
     print("\n".join(summary.lines()))
     print(f"volumes and tables: {options.out}")
-    return SOME_FAILED if summary.failed else DONE
+    return SOME_FAILED if summary.failed or not summary.volumes else DONE
 
 
 def _cache(options: argparse.Namespace) -> int:
     from pipeline.cache_folder import cache_root, clear, cleared_lines, listing
 
     days = options.older_than
-    if days is not None and (not options.clear or not 0 <= days < float("inf")):
-        raise ConfigError(f"--older-than {days:g}: expected days from 0, together with --clear")
+    if days is not None and not options.clear:
+        raise ConfigError("--older-than says what --clear removes: radloop cache --clear --older-than 30")
+    if days is not None and not 0 <= days < float("inf"):
+        raise ConfigError(f"--older-than {days:g}: expected days, from 0 on")
     root = cache_root()
     print("\n".join(cleared_lines(root, *clear(root, older_than_days=days or 0.0)) if options.clear else listing(root)))
     return DONE

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -73,6 +73,7 @@ class Enhancement(Settings):
 
 NamedWindow = Literal["lung", "mediastinum", "abdomen", "bone", "brain", "subdural", "wide"]
 Window = NamedWindow | CustomWindow
+_WINDOW_NAMES: tuple[str, ...] = get_args(NamedWindow)
 
 
 class Preprocessing(Settings):
@@ -98,6 +99,28 @@ class Preprocessing(Settings):
     """Deterministic filters."""
     normalization: Literal["none", "imagenet"] | CustomNormalization = "imagenet"
     """imagenet: ImageNet's mean and standard deviation (their average over the colours where there is one channel)."""
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _window_or_three(cls, value: Any) -> Any:
+        """One message in place of one for each kind of window that it is not."""
+        windows = value if isinstance(value, list | tuple) else [value]
+        wrong = [one for one in windows if not isinstance(one, Mapping | CustomWindow) and one not in _WINDOW_NAMES]
+        if wrong or (isinstance(value, list | tuple) and len(windows) != 3):
+            names = ", ".join(_WINDOW_NAMES)
+            nearest = difflib.get_close_matches(str(wrong[0]), _WINDOW_NAMES, n=1) if wrong else []
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(
+                f"expected one of {names}, or {{center: ..., width: ...}} in HU, or three of them, found {value!r}{hint}"
+            )
+        return value
+
+    @field_validator("voi", mode="before")
+    @classmethod
+    def _number_or_word(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, int) and value < 0):
+            raise ValueError(f"expected a number from 0, or a word of the VOI's explanation, found {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Preprocessing:

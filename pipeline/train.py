@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import pipeline
 from pipeline.cache import PreparedImages, prepared_images
 from pipeline.cases import Cases, columns_needed
-from pipeline.columns import text
+from pipeline.columns import matches, text
 from pipeline.config import Config, Preprocessing, digest
 from pipeline.dataset import Preparer, image_files, input_statistics, windows_of
 from pipeline.dataset_split import dataset_split
@@ -105,7 +105,7 @@ def train(
     training, validation, exclusions = _prepare(config, cases, split, index, manifest, out, progress)
     left = [cases.exclusions, left_out(cases, split), exclusions]
     write_table(out / EXCLUSIONS_FILE, pd.concat(left, ignore_index=True))
-    for warning in (*cases.warnings, *divided.warnings, *_start_warnings(config)):
+    for warning in (*cases.warnings, *divided.warnings, *_start_warnings(config), *_window_warnings(config, cases)):
         say(f"warning: {warning}")
     if progress:
         _announce(divided, manifest, config, training, validation, device)
@@ -158,6 +158,15 @@ def _what_numbers_mean(preprocessing: Preprocessing) -> dict[str, Any]:
     """The settings that decide what a value of the network's input stands for, whatever its size."""
     settings = preprocessing.model_dump(exclude={"size", "resize"})
     return settings if preprocessing.scaling == "percentile" else settings | {"percentiles": None}
+
+
+def _window_warnings(config: Config, cases: Cases) -> tuple[str, ...]:
+    """Three windows where nothing is in HU: three channels that are all the same."""
+    if not isinstance(config.preprocessing.window, tuple) or matches(cases.images["modality"], "CT".__eq__).any():
+        return ()
+    return (
+        "preprocessing.window: three windows are for CT, of which there is none here; all three channels are the same",
+    )
 
 
 def _resumed(cases: Cases, out: Path) -> Split:

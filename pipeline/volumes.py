@@ -42,6 +42,7 @@ from pipeline.nifti import MAX_VOLUME_BYTES as MAX_COMPRESSED_BYTES
 from pipeline.progress import track
 from pipeline.run import write_table
 from pipeline.sources import open_source
+from pipeline.wording import counted
 from pipeline.work import WorkerPool, preload
 
 VOLUMES_FILE, IMAGES_FILE, REJECTS_FILE = "volumes.csv", "volume_images.csv", "rejects.csv"
@@ -77,13 +78,20 @@ class VolumesSummary:
     failed: int
     without: int
     images: int
+    removed: int
     rejected: int
     findings: dict[str, int]
 
     def lines(self) -> list[str]:
         """For the terminal."""
         kept = f" ({self.kept} kept as they were)" if self.kept else ""
-        lines = [f"volumes: {self.volumes} of {self.images} images{kept}"]
+        lines = [f"volumes: {self.volumes}, made of {counted(self.images, 'image')}{kept}"]
+        if not self.volumes:
+            lines = [f"volumes: none ({VOLUMES_FILE} and {IMAGES_FILE} say why)"]
+        if self.removed:
+            lines.append(
+                f"removed: {counted(self.removed, 'volume')} that an earlier call made of other files or with other options"
+            )
         if self.findings:
             told = ", ".join(f"{name} {count}" for name, count in sorted(self.findings.items()))
             lines.append(f"found: {told} ({VOLUMES_FILE} has the figures)")
@@ -148,14 +156,16 @@ def write_volumes(
     out.mkdir(parents=True, exist_ok=True)
     settings = _Settings(uneven, tilt)
     stacks = list(_stacks(index))
-    kept, rows = 0, []
+    kept, removed, rows = 0, 0, []
     with decoding_pool(workers) as pool:
         for stack in track(stacks, "volumes", len(stacks), show=progress):
             record = out / RECORDS_FOLDER / f"{stack.key(settings)}.json"
             standing = _standing(record, out)
             kept += standing is not None
+            if standing is None:
+                removed += _remove_earlier(stack, out)
             rows.append(standing or _written(stack, out, settings, pool, record))
-    return _write_tables(out, index, rows, kept)
+    return _write_tables(out, index, rows, kept, removed)
 
 
 # --- stacks
@@ -177,7 +187,6 @@ def _stacks(index: Index) -> Iterator[_Stack]:
 
 def _written(stack: _Stack, out: Path, settings: _Settings, pool: WorkerPool, record: Path) -> _Rows:
     """A stack's volumes made and written; what failed is in its rows, and is tried again next time."""
-    _remove_earlier(stack, out)
     rows = _Rows([], [], {})
     try:
         phases = divide(read_series(_unchanged(stack), pool))
@@ -243,12 +252,15 @@ def _standing(record: Path, out: Path) -> _Rows | None:
     return rows if whole else None
 
 
-def _remove_earlier(stack: _Stack, out: Path) -> None:
-    """Volumes of this stack from other arguments or files: each belongs to what its table says, or is not there."""
+def _remove_earlier(stack: _Stack, out: Path) -> int:
+    """Volumes of this stack from other arguments or files: each belongs to what its table says, or is not there. Returns how many."""
     start = f"{_folder(stack.series)}_{stack.number}"
+    removed = 0
     for place in (out / _folder(stack.study)).glob(f"{start}*"):
         if re.fullmatch(r"(_\d+)?\.nii(\.gz)?", place.name[len(start) :]):
             place.unlink()
+            removed += 1
+    return removed
 
 
 # --- tables
@@ -342,7 +354,7 @@ def _why_left_out(kind: str, collision: str) -> str:
     return f"{Problem.NO_PLANE}: it does not say where it lies, and others of its series do, or neither"
 
 
-def _write_tables(out: Path, index: Index, rows: Sequence[_Rows], kept: int) -> VolumesSummary:
+def _write_tables(out: Path, index: Index, rows: Sequence[_Rows], kept: int, removed: int) -> VolumesSummary:
     volumes = [row for of_stack in rows for row in of_stack.volumes]
     images = [*(row for of_stack in rows for row in of_stack.images), *_left_out(index)]
     write_table(out / VOLUMES_FILE, pd.DataFrame(volumes, columns=VOLUME_COLUMNS))
@@ -356,6 +368,7 @@ def _write_tables(out: Path, index: Index, rows: Sequence[_Rows], kept: int) -> 
         failed=status[STATUS_FAILED],
         without=status[STATUS_NONE],
         images=sum(row["volume"] != "" for row in images),
+        removed=removed,
         rejected=len(index.rejects),
         findings=dict(kinds),
     )

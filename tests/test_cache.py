@@ -609,10 +609,16 @@ def test_clearing_takes_what_is_old_and_nobodys(tmp_path: Path, root: Path, caps
     assert_whole(prepare(files), files)
 
 
-@pytest.mark.parametrize("arguments", [["--older-than", "3"], ["--clear", "--older-than", "-1"]])
-def test_wrong_use_of_the_command(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--older-than", "3"], "says what --clear removes"),
+        (["--clear", "--older-than", "-1"], "expected days, from 0 on"),
+    ],
+)
+def test_wrong_use_of_the_command(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]):
     assert main(["cache", *arguments]) == 2
-    assert "expected days from 0, together with --clear" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 def test_the_command_needs_no_torch():

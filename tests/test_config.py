@@ -122,3 +122,21 @@ def test_a_manifest_beside_the_configuration_is_found(tmp_path: Path):
 def test_normalization_has_one_value_a_channel():
     with pytest.raises(ConfigError, match="1 value"):
         load_config("demo", ["preprocessing.normalization={mean: [0.5, 0.5], std: [1, 1]}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("preprocessing.window=lungs", "did you mean lung?"),
+        ("preprocessing.window=[lung, bone]", "or three of them, found ['lung', 'bone']"),
+        ("preprocessing.window=[lung, bone, brian]", "did you mean brain?"),
+        ("preprocessing.window=7", "expected one of lung, "),
+        ("preprocessing.voi=-1", "expected a number from 0, or a word"),
+    ],
+)
+def test_a_wrong_window_is_one_message(override: str, told: str):
+    with pytest.raises(ConfigError) as raised:
+        load_config("ct_slices", [override])
+    message = str(raised.value)
+    assert told in message
+    assert message.count("preprocessing.") == 2, "the override and the key, once each"

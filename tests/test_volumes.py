@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from pipeline import volumes
+from pipeline.cli import main
 from pipeline.dicom.phantom import make_export, radiograph, save
 from pipeline.dicom.series import read_volume
 from pipeline.errors import ConfigError, SourceError
@@ -150,7 +151,10 @@ def test_other_arguments_replace_what_stands(written):
     _, out, table, source = written
     tilted = table[table["findings"].str.contains("tilt")].iloc[0]
     before = (out / tilted["path"]).read_bytes()
+    before = len(list(out.rglob("*.nii.gz")))
     summary = _write(source, out, tilt="deskew", uneven="refuse")
+    assert summary.removed == before > 0
+    assert f"removed: {before} volumes that an earlier call made" in "\n".join(summary.lines())
     assert summary.failed == 2  # the series with a gap, too
     after = _table(out / "volumes.csv")
     assert (out / tilted["path"]).read_bytes() != before
@@ -224,3 +228,9 @@ def test_every_real_file_is_accounted_for(real_data: Path, tmp_path: Path):
     table = _table(tmp_path / "out" / "volumes.csv")
     assert Counter(table["status"])["ok"] > 25
     assert (table.loc[table["status"] != "ok", "reason"] != "").all()
+
+
+def test_a_source_without_a_volume_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save(radiograph(16), tmp_path / "source" / "r")
+    assert main(["volume", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 1
+    assert "volumes: none (volumes.csv and volume_images.csv say why)" in capsys.readouterr().out

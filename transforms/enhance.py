@@ -27,6 +27,9 @@ BUTTERWORTH_ORDER = 2
 """Of the mask 1 / (1 + (f / cut-off)^(2 · order)): half goes through at the cut-off, 94 % an octave on the kept side, 6 % on the other. A
 step overshoots by 3.4 % of its height; an ideal mask by 9 %, and rings over the whole image."""
 
+HIGHEST_FREQUENCY = 0.5
+"""Cycles a pixel: two pixels are needed to tell a wave from none."""
+
 CLAHE_TILES = 8
 """On a side."""
 CLAHE_BINS = 256
@@ -45,7 +48,7 @@ def enhance_transforms(
 ) -> list[Transform]:
     """A transform for each filter that is not None, in the order of the arguments, which mean what the functions below say.
 
-    Raises ValueError for an even median, and for any of the others that is not above 0.
+    Raises ValueError for an even median, for any of the others that is not above 0, and for frequencies from 0.5 on.
     """
     _check(median, {"gaussian": gaussian, "remove_low": remove_low, "remove_high": remove_high, "clahe": clahe})
     filters: list[Callable[[Channel], NDArray[Any]]] = []
@@ -66,6 +69,8 @@ def _check(median: int | None, others: Mapping[str, float | None]) -> None:
     for name, value in others.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name}: expected a number above 0, found {value}")
+        if value is not None and name in ("remove_low", "remove_high") and value >= HIGHEST_FREQUENCY:
+            raise ValueError(f"{name}: expected cycles a pixel below {HIGHEST_FREQUENCY}, found {value}")
 
 
 class ChannelFilterd(MapTransform):

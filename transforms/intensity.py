@@ -200,6 +200,8 @@ class UnitRanged(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.windows = (windows,) if isinstance(windows, Voi) else tuple(windows)
+        if not self.windows or not all(isinstance(window, Voi) for window in self.windows):
+            raise ValueError(f"windows: expected a Voi or several, such as WINDOWS['lung'], found {windows!r}")
         self.voi = voi
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

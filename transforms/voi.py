@@ -33,6 +33,10 @@ class Voi:
     lut: NDArray[np.float32] | None = None
     explanation: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"a window's width: expected a number above 0, found {self.width!r}")
+
 
 WINDOWS: Mapping[str, Voi] = {
     "lung": Voi(center=-600, width=1500),

@@ -40,7 +40,8 @@ LONGEST_GAP = 4.5
 UNKNOWN_SPACING_MM = 1.0
 """Of a single slice whose header does not know its thickness."""
 OUTSIDE_HU = -1000.0
-"""Air, for what deskewing brings in from outside; in other units the volume's smallest value."""
+"""Air, for what deskewing brings in from outside, and for padding where anything is interpolated; in other units the volume's
+smallest value."""
 _SMALLEST, _LARGEST = np.iinfo(np.int16).min, np.iinfo(np.int16).max
 
 
@@ -51,8 +52,8 @@ class DecodedSlice:
     values: Image
     unit: PixelUnit
     inverted: bool
-    padding: int
-    """Pixels of it."""
+    padding: NDArray[np.bool_] | None
+    """(rows, columns) where the scanner put no data; None where it did everywhere."""
 
 
 @dataclass(frozen=True)
@@ -138,21 +139,25 @@ def assemble(plan: VolumePlan, decoded: Iterable[DecodedSlice]) -> Volume:
     """The volume from its slices, which come in the plan's order, one at a time. Raises NotAVolume: MIXED, NOT_GRAY."""
     voxels: NDArray[np.int16] | NDArray[np.float32]
     voxels = np.empty(plan.shape, np.float32) if plan.interpolates else np.empty(plan.shape, np.int16)
+    image: Image
     before: Image | None = None
     first: DecodedSlice | None = None
     padding = inverted = number = 0
     for number, one in enumerate(decoded):
         first = first or one
         _check_alike(plan.slices[number], one, first)
-        padding, inverted = padding + one.padding, inverted + one.inverted
-        image: Image = _shifted(one.values, plan.shifts[number], plan.shape[1:]) if plan.shifts.any() else one.values
+        inverted += one.inverted
+        padding += 0 if one.padding is None else int(one.padding.sum())
+        image = _without_padding(one) if plan.interpolates else one.values
+        if plan.shifts.any():
+            image = _shifted(image, plan.shifts[number], plan.shape[1:])
         if image.dtype != voxels.dtype and voxels.dtype == np.int16:
             voxels = voxels.astype(np.float32)
         _fill(voxels, plan.place, number, before, image)
         before = image
     if first is None or number + 1 != len(plan.slices):
         raise ValueError(f"expected {len(plan.slices)} decoded slices, found {number + 1 if first else 0}")
-    if plan.shifts.any():
+    if plan.interpolates:
         _fill_outside(voxels, first.unit)
     findings = list(plan.findings)
     findings += [Found(Finding.PADDING, {"pixels": padding})] if padding else []
@@ -266,8 +271,15 @@ def _check_budget(shape: tuple[int, int, int]) -> None:
 def _compact(pixels: Pixels) -> DecodedSlice:
     values: Image = pixels.values
     whole = values.size and values.min() >= _SMALLEST and values.max() <= _LARGEST and (values == np.rint(values)).all()
-    padding = 0 if pixels.padding is None else int(pixels.padding.sum())
-    return DecodedSlice(values.astype(np.int16) if whole else values, pixels.unit, pixels.inverted, padding)
+    return DecodedSlice(values.astype(np.int16) if whole else values, pixels.unit, pixels.inverted, pixels.padding)
+
+
+def _without_padding(one: DecodedSlice) -> NDArray[np.float32]:
+    """NaN where there is padding: between its value and tissue lies no value that means anything."""
+    values = one.values.astype(np.float32)
+    if one.padding is not None:
+        values[one.padding] = np.nan
+    return values
 
 
 def _check_alike(slice_: Slice, one: DecodedSlice, first: DecodedSlice) -> None:
@@ -316,6 +328,9 @@ def _shifted_down(image: NDArray[np.float32], shift: float, rows: int) -> NDArra
 
 def _fill_outside(voxels: Image, unit: PixelUnit) -> None:
     """NaN → OUTSIDE_HU, or the smallest value that there is; slice by slice, to save memory."""
-    outside = OUTSIDE_HU if unit is PixelUnit.HU else min((float(np.nanmin(one)) for one in voxels), default=0.0)
+    smallest = np.array([np.fmin.reduce(one, axis=None) for one in voxels])
+    outside = OUTSIDE_HU if unit is PixelUnit.HU else np.min(smallest, where=~np.isnan(smallest), initial=np.inf)
+    if not np.isfinite(outside):  # a volume of nothing but padding
+        outside = 0.0
     for one in voxels:
         one[np.isnan(one)] = outside

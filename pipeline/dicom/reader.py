@@ -44,7 +44,7 @@ class CarriedPixels(np.ndarray[Any, Any]):
 class DicomReader(ImageReader):
     """Reads frame `frame` (from 0) of a DICOM file, in RGB if `color` and the file has it.
 
-    `read` raises Rejected, with its reason, where the file has no such image; ValueError where it has no such frame.
+    `LoadImaged` then raises Rejected, with its reason, where the file has no such image; ValueError where it has no such frame.
     """
 
     def __init__(self, frame: int = 0, color: bool = False) -> None:
@@ -55,19 +55,23 @@ class DicomReader(ImageReader):
         """Any file: those of a PACS export have no suffix."""
         return isinstance(filename, (str, Path)) or len(filename) == 1
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Pixels:
-        """The frame of one file (or of a sequence of one)."""
-        path = data if isinstance(data, (str, Path)) else data[0]
-        return read_pixels(Path(path), self.frame, color=self.color)
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
+        """Which file `get_data` is to read (of a sequence the only one).
 
-    def get_data(self, img: Pixels) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """The values, (rows, columns) or (rows, columns, 3), and their meta."""
+        Nothing is opened yet: LoadImaged takes an exception in here for "not my format" and goes on to MONAI's own readers, which
+        show a cut JPEG as if it were whole.
+        """
+        return Path(data if isinstance(data, (str, Path)) else data[0])
+
+    def get_data(self, img: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """The file's values, (rows, columns) or (rows, columns, 3), and their meta. Raises Rejected; ValueError without such a frame."""
+        pixels = read_pixels(img, self.frame, color=self.color)
         meta: dict[str, Any] = {
-            "pixels": CarriedPixels.of(img),
+            "pixels": CarriedPixels.of(pixels),
             MetaKeys.AFFINE: np.eye(4),
             MetaKeys.ORIGINAL_AFFINE: np.eye(4),
             MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(img.values.shape[:2]),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel" if img.values.ndim == 2 else -1,
+            MetaKeys.SPATIAL_SHAPE: np.asarray(pixels.values.shape[:2]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel" if pixels.values.ndim == 2 else -1,
         }
-        return img.values, meta
+        return pixels.values, meta

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, EnsureChannelFirstd, Flipd, LoadImaged, Resized
 from monai.utils import MetaKeys
+from pydicom import dcmread, uid
+from pydicom.encaps import encapsulate
 
 from pipeline.dicom.phantom_objects import ct_slice, radiograph, save
 from pipeline.dicom.pixels import read_pixels
@@ -86,9 +89,19 @@ def test_spatial_transforms_invert_to_source_pixels(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
-    path = tmp_path / "note.txt"
-    path.write_text("no image")
-    with pytest.raises(Rejected):
-        DicomReader().read(path)
-    with pytest.raises(ValueError, match="frames 0 to 0"):
-        DicomReader(frame=3).read(save(ct_slice(32), tmp_path / "a.dcm"))
+    """And MONAI's own readers, which take a cut JPEG for whole and every frame for one, do not get it."""
+    (tmp_path / "note.txt").write_text("no image")
+    samples = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    whole = imagecodecs.jpeg8_encode(samples, level=90)
+    cut = write(tmp_path / "cut.dcm", samples)
+    dataset = dcmread(cut, force=True)
+    dataset.PixelData = encapsulate([whole[: len(whole) * 6 // 10] + b"\xff\xd9"])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    dataset.save_as(cut)
+    for path in (tmp_path / "note.txt", cut, tmp_path / "gone"):
+        with pytest.raises(Rejected):
+            LoadImaged("image", reader=DicomReader())({"image": path})
+    for frame in (3, -1):
+        with pytest.raises(ValueError, match="frames 0 to 0"):
+            LoadImaged("image", reader=DicomReader(frame))({"image": save(ct_slice(32), tmp_path / "a.dcm")})

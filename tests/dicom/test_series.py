@@ -58,7 +58,7 @@ def _slices(places: Sequence[float], orientation: Sequence[float] = AXIAL, **oth
 
 @cache
 def _values(number: int, shape: tuple[int, int] = (6, 5)) -> DecodedSlice:
-    return DecodedSlice(values_hu(number, shape).astype(np.int16), PixelUnit.HU, False, 0)
+    return DecodedSlice(values_hu(number, shape).astype(np.int16), PixelUnit.HU, False, None)
 
 
 def _built(plan: VolumePlan):
@@ -227,7 +227,7 @@ def test_deskewed_voxels_have_the_values_that_stood_at_their_place(spacing_row_m
 
     def ramp(one: Slice) -> DecodedSlice:
         values = (one.plane.to_lps_mm(grid) @ gradient).reshape(20, 5).astype(np.float32)
-        return DecodedSlice(values, PixelUnit.HU, False, 0)
+        return DecodedSlice(values, PixelUnit.HU, False, None)
 
     volume = assemble(plan, map(ramp, plan.slices))
     assert _kinds(volume.findings) == [Finding.TILT, Finding.DESKEWED]
@@ -248,7 +248,7 @@ def test_outside_of_a_deskewed_volume_is_air_or_the_smallest_value():
     at = positions(GANTRY_TILT, np.arange(3) * 3.0, along=(0, 0, 1))
     plan = plan_volume([_slice(position, n, GANTRY_TILT) for n, position in enumerate(at)], tilt="deskew")
     assert _built(plan).voxels[0, -1, 0] == assembly.OUTSIDE_HU or _built(plan).voxels[0, 0, 0] == assembly.OUTSIDE_HU
-    plain = [DecodedSlice(np.full((6, 5), 40 + n, np.int16), PixelUnit.MODALITY, False, 0) for n in range(3)]
+    plain = [DecodedSlice(np.full((6, 5), 40 + n, np.int16), PixelUnit.MODALITY, False, None) for n in range(3)]
     other = assemble(plan, plain).voxels
     assert other.min() == 40
     assert np.isfinite(other).all()
@@ -349,6 +349,19 @@ def test_each_slice_has_its_own_rescale(tmp_path: Path):
     assert Finding.RESCALE_VARIES in _kinds(volume.findings)
 
 
+@pytest.mark.parametrize("tilt", ["keep", "deskew"])
+def test_padding_mixes_with_nothing_where_slices_are_interpolated(tmp_path: Path, tilt: str):
+    padded = np.zeros((10, 14), bool)
+    padded[:2] = True
+    flat = [{"hu": np.full((10, 14), 60.0)}] * 3
+    places = [(0.0, shift, at) for shift, at in ((0.0, 0.0), (0.3, 2.0), (0.75, 5.0))]
+    files = write_series(tmp_path, places, signed=True, padded=padded, each=flat)
+    voxels = read_volume(files, uneven="resample", tilt=tilt, workers=0).voxels  # type: ignore[arg-type]
+    assert (np.isclose(voxels, 60.0, atol=1e-4) | (voxels == assembly.OUTSIDE_HU)).all()
+    assert np.isclose(voxels[:, 5], 60.0, atol=1e-4).all()
+    assert (voxels[:, 0] == assembly.OUTSIDE_HU).all()
+
+
 def test_padding_and_inversion_are_said_and_the_values_kept(tmp_path: Path):
     padded = np.zeros((10, 14), bool)
     padded[:2] = True
@@ -365,7 +378,7 @@ def test_padding_and_inversion_are_said_and_the_values_kept(tmp_path: Path):
 
 def test_values_beyond_16_bits_are_float():
     plan = plan_volume(_slices([0, 2]))
-    large = [DecodedSlice(np.full((6, 5), 40000.0, np.float32), PixelUnit.HU, False, 0), _values(1)]
+    large = [DecodedSlice(np.full((6, 5), 40000.0, np.float32), PixelUnit.HU, False, None), _values(1)]
     volume = assemble(plan, large)
     assert volume.voxels.dtype == np.float32
     assert volume.voxels[0, 0, 0] == 40000

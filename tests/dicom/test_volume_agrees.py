@@ -18,7 +18,7 @@ import SimpleITK
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
-from pipeline.dicom.assembly import DecodedSlice, assemble, plan_volume
+from pipeline.dicom.assembly import OUTSIDE_HU, DecodedSlice, assemble, plan_volume
 from pipeline.dicom.geometry import LPS_FROM_RAS, Matrix, column_first
 from pipeline.dicom.pixels import read_pixels
 from pipeline.dicom.series import read_volume
@@ -188,7 +188,8 @@ def test_the_ge_series_is_refused_as_it_is_and_its_findings_are_right(ge):
     assert volume.voxels.shape == (37, 512, 512)
     for k, number in enumerate(range(14)):  # the first 14 slices stand on the grid: exact, and where their header says
         pixels = read_pixels(ge[1][number].path)
-        assert np.array_equal(volume.voxels[k], pixels.values)
+        assert pixels.padding is not None
+        assert np.array_equal(volume.voxels[k], np.where(pixels.padding, OUTSIDE_HU, pixels.values))
     assert _worst_mm(ge[1][:14], column_first(volume.affine_lps)) < 0.01
 
 
@@ -247,4 +248,4 @@ def test_dcm2niix_deskews_and_evens_as_we_do(ge, tmp_path: Path):
 
 
 def _decoded(values: NDArray) -> DecodedSlice:
-    return DecodedSlice(values.astype(np.float32), PixelUnit.HU, False, 0)
+    return DecodedSlice(values.astype(np.float32), PixelUnit.HU, False, None)

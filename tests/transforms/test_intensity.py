@@ -400,3 +400,14 @@ def test_the_path_says_what_is_chosen():
     assert "number 1" in colored["modality"]
     assert "mean" in colored["HU"]
     assert "minimum" in describe_unit_range(LUNG, scaling="min_max")["HU"]
+
+
+@pytest.mark.parametrize("windows", ["lung", [], [WINDOWS["lung"], "bone"]])
+def test_windows_are_vois(windows: object):
+    with pytest.raises(ValueError, match="expected a Voi"):
+        UnitRanged("image", windows)  # type: ignore[arg-type]
+
+
+def test_a_window_has_a_width():
+    with pytest.raises(ValueError, match="above 0"):
+        Voi(center=1, width=0)
