@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from pipeline.cache_block import FAILED, KEY_BYTES, MISSING, BlockWriter, Places
 from pipeline.cache_folder import CACHE_VARIABLE, ChainFolder, open_chain, size_text
 from pipeline.cache_key import file_keys
-from pipeline.cache_store import BLOCK_BYTES, BUCKET_SHIFT, CacheError, Claim, RowReader, Store
+from pipeline.cache_store import BLOCK_BYTES, BUCKET_SHIFT, Claim, RowReader, Store
 from pipeline.dataset import ImageFile, Prepared, Preparer, check_unchanged, prepare_all
-from pipeline.errors import Rejected, RejectReason
+from pipeline.errors import CacheError, Rejected, RejectReason
 from pipeline.progress import say, track
 from pipeline.wording import counted
 from pipeline.work import Failure

@@ -21,8 +21,9 @@ from typing import Any
 import pipeline
 from pipeline.cache_block import images_in
 from pipeline.cache_key import chain_name, chain_settings, code_version
-from pipeline.cache_store import SUFFIX, CacheError, lock
+from pipeline.cache_store import SUFFIX, lock
 from pipeline.config import Preprocessing
+from pipeline.errors import CacheError
 from pipeline.files import write_whole
 from pipeline.progress import say
 from pipeline.wording import counted

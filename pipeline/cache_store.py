@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache_block import LEVELS_TYPE, MISSING, UNREADABLE, BlockWriter, Places, read_table
-from pipeline.errors import RadloopError
+from pipeline.errors import CacheError
 
 BUCKETS, BUCKET_SHIFT = 64, 2
 """64 parts of the work, by the upper 6 bits of a key's first byte: enough for some processes to divide 1,000 images, few enough files."""
@@ -33,10 +33,6 @@ SUFFIX, PART = ".block", ".part"
 
 _OPEN_FILES = 128
 _VERIFY_THREADS = 8
-
-
-class CacheError(RadloopError):
-    """The folder of prepared images cannot be used: not writable, somebody else's, or its disk is full."""
 
 
 class Claim:

@@ -74,6 +74,10 @@ class RunError(RadloopError):
     """A run folder that is incomplete or that contradicts what is asked of it."""
 
 
+class CacheError(RadloopError):
+    """The folder of prepared images cannot be used: not writable, somebody else's, or its disk is full."""
+
+
 class ObjectError(RadloopError):
     """A DICOM object that would not be valid; it is not written."""
 

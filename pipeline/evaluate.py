@@ -13,12 +13,11 @@ import pandas as pd
 
 from pipeline import RESEARCH_ONLY, figures
 from pipeline.cache import prepared_images
-from pipeline.cache_store import CacheError
 from pipeline.cases import Cases, columns_needed, group_images
 from pipeline.columns import text
 from pipeline.config import Config
 from pipeline.dataset import Preparer, image_files
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import CacheError, ConfigError, RunError
 from pipeline.explain import evidence_in_source
 from pipeline.files import file_digest, write_whole
 from pipeline.index import Index, read_index

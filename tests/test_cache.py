@@ -25,11 +25,11 @@ from pipeline import cache, cache_folder, cache_key, cache_store, dataset
 from pipeline.cache import PreparedImages, prepared_images
 from pipeline.cache_block import FAILED, KEY_BYTES, MISSING, Places
 from pipeline.cache_key import EXEMPT, chain_name, code, file_keys
-from pipeline.cache_store import BUCKET_SHIFT, BUCKETS, CacheError, RowReader, Store
+from pipeline.cache_store import BUCKET_SHIFT, BUCKETS, RowReader, Store
 from pipeline.cli import main
 from pipeline.config import CustomNormalization, Preprocessing
 from pipeline.dataset import ImageFile, Prepared, Preparer, prepare_all
-from pipeline.errors import Rejected, RejectReason
+from pipeline.errors import CacheError, Rejected, RejectReason
 from pipeline.work import Failure
 from transforms.intensity import Pixels, PixelUnit
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from pipeline.dicom.boxes import boxes
 from pipeline.dicom.codestream import PADDING, Codec, Codestream, goes_on, lacks_end
 from pipeline.errors import Rejected, RejectReason
 
@@ -43,18 +44,9 @@ def _codestream(frame: bytes) -> tuple[int, int]:
     """Place of the codestream in a JP2 file (ISO 15444-1 I.5.4): DICOM wants the bare one, some writers keep the boxes."""
     if not frame.startswith(JP2_SIGNATURE):
         return 0, len(frame)
-    position = 0
-    while position + 8 <= len(frame):
-        length, kind = struct.unpack_from(">L4s", frame, position)
-        header = 8
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", frame, position + 8)
-            header = 16
+    for kind, start, end in boxes(frame):
         if kind == b"jp2c":
-            return position + header, position + length if length else len(frame)
-        if length < header:
-            break
-        position += length
+            return start, end
     raise Rejected(RejectReason.DECODE_FAILED, "the JP2 file in the frame holds no codestream box")
 
 

@@ -6,9 +6,7 @@ upright. libjxl itself refuses a stream that ends early. Raises Rejected: TRUNCA
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-
+from pipeline.dicom.boxes import boxes
 from pipeline.dicom.codestream import Codec, Codestream, Color
 from pipeline.errors import Rejected, RejectReason
 
@@ -53,33 +51,18 @@ def read_jpegxl(frame: bytes) -> Codestream:
 
 def holds_jpeg(frame: bytes) -> bool:
     """Whether it is a JPEG, compressed once more, that can be had back byte for byte (PS3.5 A.4.14)."""
-    return frame.startswith(JXL_SIGNATURE) and any(kind == b"jbrd" for kind, _ in _boxes(frame))
+    return frame.startswith(JXL_SIGNATURE) and any(kind == b"jbrd" for kind, _, _ in boxes(frame))
 
 
 def _beginning(frame: bytes) -> bytes:
     """The first bytes of the codestream."""
     if frame.startswith(JXL_START):
         return frame[:64]
-    for kind, payload in _boxes(frame):
+    for kind, payload, _ in boxes(frame):
         start = payload + 4 * (kind == b"jxlp")  # a part of a codestream, after its number
         if kind in (b"jxlc", b"jxlp") and frame.startswith(JXL_START, start):
             return frame[start : start + 64]
     raise Rejected(RejectReason.DECODE_FAILED, "the JPEG XL file in the frame holds no codestream box")
-
-
-def _boxes(frame: bytes) -> Iterator[tuple[bytes, int]]:
-    """(type, offset of its payload) of each box."""
-    position = 0
-    while position + 8 <= len(frame):
-        length, kind = struct.unpack_from(">L4s", frame, position)
-        header = 8
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", frame, position + 8)
-            header = 16
-        yield kind, position + header
-        if length < header:  # 0: up to the end
-            return
-        position += length
 
 
 def _size(bits: _Bits) -> tuple[int, int]:
