@@ -37,6 +37,9 @@ EXEMPT = frozenset(
         ),  # a file's bytes, and where it is done
         *(
             "pipeline.config",
+            "pipeline.settings",
+            "pipeline.image_settings",
+            "pipeline.training_settings",
             "pipeline.columns",
             "pipeline.identity",
         ),  # values, which are in the key themselves, and tables

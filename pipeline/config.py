@@ -1,222 +1,77 @@
-"""The configuration of a training: typed, frozen, complete, checked before anything runs.
+"""The configuration of a training: one complete YAML an experiment.
 
-`load_config` takes a shipped name (`ct_slices`) or a path, and overrides of the form `training.epochs=5`. Unknown keys are
-refused with the nearest known one. No code in YAML: `yaml.safe_load` only.
+`load_config` takes a shipped name (`ct_slices`) or a path, and overrides of the form `training.epochs=5`. The keys of `preprocessing` and
+`augmentation` are in `image_settings`, those of `network` and `training` in `training_settings`; `settings` has what all of them share.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.image_settings import Augmentation as Augmentation
+from pipeline.image_settings import CustomNormalization as CustomNormalization
+from pipeline.image_settings import CustomWindow as CustomWindow
+from pipeline.image_settings import Enhancement as Enhancement
+from pipeline.image_settings import Preprocessing as Preprocessing
+from pipeline.image_settings import Window as Window
+from pipeline.settings import Settings as Settings
+from pipeline.settings import digest as digest
+from pipeline.settings import dump_yaml as dump_yaml
+from pipeline.settings import find_shipped as find_shipped
+from pipeline.settings import is_shipped as is_shipped
+from pipeline.settings import parse_settings as parse_settings
+from pipeline.settings import read_yaml as read_yaml
+from pipeline.settings import shipped_names as shipped_names
+from pipeline.training_settings import Cosine as Cosine
+from pipeline.training_settings import Network as Network
+from pipeline.training_settings import Plateau as Plateau
+from pipeline.training_settings import Training as Training
 
 
-class Settings(BaseModel):
-    """Base of everything read from YAML: frozen, unknown keys refused, a docstring under every field."""
+class Wanted(Settings):
+    """An operating point that the validation split must reach: one of the two."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class CustomWindow(Settings):
-    """A window in HU that is not one of the named ones."""
-
-    center: float
-    """Centre in HU."""
-    width: Annotated[float, Field(gt=1)]
-    """Width in HU."""
-
-
-class CustomNormalization(Settings):
-    """Statistics of one's own, one for each input channel."""
-
-    mean: tuple[float, ...]
-    """Means of the 0-1 values."""
-    std: tuple[Annotated[float, Field(gt=0)], ...]
-    """Standard deviations of the 0-1 values."""
-
-
-class Enhancement(Settings):
-    """Deterministic filters on the resized image; each is off at null. They run in the order of their fields."""
-
-    median: Annotated[int, Field(ge=3, le=15)] | None = None
-    """Side of a median filter's window, in pixels of the network's input: an odd number. Against speckle."""
-    gaussian: Annotated[float, Field(gt=0, le=20)] | None = None
-    """Standard deviation of a Gaussian filter, in pixels of the network's input. Against noise."""
-    remove_low: Annotated[float, Field(gt=0, lt=0.5)] | None = None
-    """Spatial frequencies below this many cycles a pixel are removed (shading); the image's mean stays."""
-    remove_high: Annotated[float, Field(gt=0, lt=0.5)] | None = None
-    """Spatial frequencies above this many cycles a pixel are removed (noise, fine texture)."""
-    clahe: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Clip limit of contrast-limited adaptive histogram equalization on 8 × 8 tiles; 2 is usual."""
-
-    @field_validator("median")
-    @classmethod
-    def _odd(cls, value: int | None) -> int | None:
-        if value is not None and value % 2 == 0:
-            raise ValueError("expected an odd number, so that the window has a centre")
-        return value
+    sensitivity: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The highest threshold with at least this sensitivity."""
+    specificity: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The lowest threshold with at least this specificity."""
 
     @model_validator(mode="after")
-    def _a_band_is_left(self) -> Enhancement:
-        if self.remove_low and self.remove_high and self.remove_low >= self.remove_high:
-            raise ValueError("remove_low must be below remove_high: no frequency would be left")
+    def _one(self) -> Wanted:
+        if (self.sensitivity is None) == (self.specificity is None):
+            raise ValueError("expected one of sensitivity and specificity")
         return self
-
-
-NamedWindow = Literal["lung", "mediastinum", "abdomen", "bone", "brain", "subdural", "wide"]
-Window = NamedWindow | CustomWindow
-_WINDOW_NAMES: tuple[str, ...] = get_args(NamedWindow)
-
-
-class Preprocessing(Settings):
-    """The deterministic part of the chain, the same in training, evaluation and inference."""
-
-    window: Window | tuple[Window, Window, Window] = "lung"
-    """How images in Hounsfield units become 0-1: a named window, one of your own, or three, one for each input channel."""
-    voi: Annotated[int, Field(ge=0)] | str = 0
-    """Images that go by their own VOI: which of the file's, from 0, or a word of its explanation (WindowCenterWidthExplanation). A file
-    without such a one goes by its first."""
-    color: Literal["gray", "rgb"] = "gray"
-    """gray: colour images by their luma; rgb: in three channels, gray images three times the same."""
-    size: Annotated[int, Field(ge=32, le=2048)] = 224
-    """Side of the square network input, in pixels."""
-    resize: Literal["fit", "stretch", "crop"] = "fit"
-    """fit: keep the anatomy's proportions and pad with black; stretch: both sides to size; crop: shorter side to size, then the centre."""
-    scaling: Literal["none", "min_max", "percentile", "z_score"] = "none"
-    """After the window, by each image's own values, padding left out: min_max: minimum to 0 and maximum to 1; percentile: the same
-    by two percentiles; z_score: mean 0 and standard deviation 1 for the network, within 4 standard deviations."""
-    percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = (1.0, 99.0)
-    """Lower and upper one, for scaling: percentile."""
-    enhancement: Enhancement = Enhancement()
-    """Deterministic filters."""
-    normalization: Literal["none", "imagenet"] | CustomNormalization = "imagenet"
-    """imagenet: ImageNet's mean and standard deviation (their average over the colours where there is one channel)."""
-
-    @field_validator("window", mode="before")
-    @classmethod
-    def _window_or_three(cls, value: Any) -> Any:
-        """One message in place of one for each kind of window that it is not."""
-        windows = value if isinstance(value, list | tuple) else [value]
-        wrong = [one for one in windows if not isinstance(one, Mapping | CustomWindow) and one not in _WINDOW_NAMES]
-        if wrong or (isinstance(value, list | tuple) and len(windows) != 3):
-            names = ", ".join(_WINDOW_NAMES)
-            nearest = difflib.get_close_matches(str(wrong[0]), _WINDOW_NAMES, n=1) if wrong else []
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise ValueError(
-                f"expected one of {names}, or {{center: ..., width: ...}} in HU, or three of them, found {value!r}{hint}"
-            )
-        return value
-
-    @field_validator("voi", mode="before")
-    @classmethod
-    def _number_or_word(cls, value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, int) and value < 0):
-            raise ValueError(f"expected a number from 0, or a word of the VOI's explanation, found {value!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Preprocessing:
-        if self.percentiles[0] >= self.percentiles[1]:
-            raise ValueError(f"percentiles: expected the lower one first, found {list(self.percentiles)}")
-        if self.scaling == "z_score" and self.normalization != "none":
-            raise ValueError("scaling z_score is a normalization: it needs normalization: none")
-        if self.color == "rgb" and isinstance(self.window, tuple):
-            raise ValueError("color: rgb and three windows both fill the three channels: choose one")
-        return self
-
-    @property
-    def channels(self) -> int:
-        """Of a prepared image: 3 for three windows or colour, else 1."""
-        return 3 if self.color == "rgb" or isinstance(self.window, tuple) else 1
-
-
-class Augmentation(Settings):
-    """Random transforms of training images; all off at their defaults of zero. Flips, zoom, rotation and shift are one resampling."""
-
-    flip_horizontal: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability of a left-right mirror."""
-    flip_vertical: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability of an upside-down mirror."""
-    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Magnification is drawn from 1 - zoom to 1 + zoom."""
-    shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Shift along each axis is drawn from -shift to +shift, as a fraction of the side."""
-    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Degrees; the angle is drawn from -rotate to +rotate."""
-    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Contrast about the image's mean is multiplied by a factor drawn from 1 - contrast to 1 + contrast."""
-    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Gaussian noise whose standard deviation, of values in 0-1, is drawn from 0 to noise."""
-    cutout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """A square whose side is drawn from 0 to this fraction of the image's side becomes black, at a random place."""
-
-
-class Network(Settings):
-    """The network and where its weights start."""
-
-    architecture: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    """MONAI's ResNet in torchvision's shape (stride in conv1, torchvision's state dict key for key)."""
-    channels: Literal[1, 3] = 1
-    """Input channels; with 1, three-channel weights are folded into conv1 together with ImageNet's statistics."""
-    weights: str = "none"
-    """none (random), imagenet (downloaded once, checksum verified), the path of a weights file, or of an earlier run."""
-    trainable: Literal["all", "layer2", "layer3", "layer4", "head"] = "all"
-    """Where training begins: head alone (frozen features), a stage and all after it, or everything."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the linear head."""
-
-
-class Plateau(Settings):
-    """ReduceLROnPlateau on the validation loss."""
-
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The learning rate is multiplied by this."""
-    patience: Annotated[int, Field(ge=0)] = 3
-    """Epochs without improvement that are let pass: the next one lowers the rate (Keras lowers it one epoch earlier)."""
-    minimum: Annotated[float, Field(ge=0)] = 1e-6
-    """The learning rate never falls below this."""
-
-
-class Training(Settings):
-    """How the network is trained."""
-
-    epochs: Annotated[int, Field(ge=1)] = 30
-    """At most so many passes over the training images."""
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """No epoch begins after so many minutes (counted over resumed sessions); null: no limit."""
-    batch_size: Annotated[int, Field(ge=2)] = 32
-    """Images a step."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """torch.optim's."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """At the start."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """L2 penalty (adam) or decoupled decay (adamw)."""
-    plateau: Plateau | None = Plateau()
-    """Learning-rate schedule; null: constant."""
-    early_stopping: Annotated[int, Field(ge=1)] | None = 10
-    """Stop after so many epochs without a better value of `select`; null: never."""
-    select: Literal["val_loss", "val_accuracy", "val_auroc"] = "val_loss"
-    """What the best epoch, whose weights are kept, is best at. Always on the validation split."""
-    class_weights: Literal["none", "balanced"] = "balanced"
-    """balanced: the loss counts each class alike, however many images it has."""
 
 
 class Evaluation(Settings):
     """How numbers are made."""
 
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Two classes: a case is called positive from this probability on."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["youden"] | Wanted = 0.5
+    """From which probability on a finding is called: a number; youden: the one with the largest sensitivity + specificity; or
+    {sensitivity: 0.95}, {specificity: 0.9}. What is not a number is chosen on the validation split, one for each finding."""
+    calibration: Literal["none", "temperature"] = "temperature"
+    """temperature: logits are divided by one number, chosen on the validation split (Guo 2017)."""
+    views: Literal["none", "flip_horizontal", "flips"] = "none"
+    """Test-time augmentation: probabilities and heatmaps are means over the image and its mirror image, or its four mirror images."""
     resamples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples of patients for the 95 % intervals."""
+    subgroups: list[str] = ["patient_sex", "patient_age", "manufacturer", "institution_name", "view_position"]
+    """Columns of the index by which figures are also given, ages in bands; those that the data do not have are passed over."""
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _one_message(cls, value: Any) -> Any:
+        number = isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < 1
+        if number or value == "youden" or isinstance(value, Wanted) or (isinstance(value, dict) and len(value) == 1):
+            return value
+        raise ValueError(
+            f"expected a number between 0 and 1, youden, {{sensitivity: 0.95}} or {{specificity: 0.9}}, found {value!r}"
+        )
 
 
 class Output(Settings):
@@ -275,12 +130,17 @@ class Config(Settings):
             raise ValueError(
                 "network.weights imagenet needs preprocessing.normalization imagenet: the statistics they were trained with"
             )
-        if self.network.weights == "none" and self.network.trainable != "all":
+        if self.network.weights == "none" and (self.network.trainable != "all" or self.training.unfreeze_every):
             raise ValueError("network.weights none needs network.trainable all: frozen random features say nothing")
+        if self.training.feature_copies and not self.features_are_kept:
+            raise ValueError("training.feature_copies needs network.trainable head and network.pooling mean")
         return self
 
-
-AnySettings = TypeVar("AnySettings", bound=Settings)
+    @property
+    def features_are_kept(self) -> bool:
+        """Whether nothing before the head is trained, so that its features are computed once."""
+        network = self.network
+        return network.trainable in ("head", 1) and network.pooling == "mean" and network.weights != "none"
 
 
 def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
@@ -294,104 +154,6 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     if beside.suffix in (".yaml", ".yml") and beside.is_file():
         return config.model_copy(update={"manifest": str(beside.resolve())})
     return config
-
-
-def find_shipped(kind: Literal["configs", "data_manifests"], name_or_path: str) -> Path:
-    """The file that a name or a path means. Shipped files are inside the package, or beside it in a source tree."""
-    given = Path(name_or_path)
-    if given.suffix in (".yaml", ".yml"):
-        if given.is_file():
-            return given
-        raise ConfigError(
-            f"{given}: no such file; give a path, or one of the shipped {kind}: {', '.join(shipped_names(kind))}"
-        )
-    for folder in _shipped_folders(kind):
-        if (folder / f"{name_or_path}.yaml").is_file():
-            return folder / f"{name_or_path}.yaml"
-    names = shipped_names(kind)
-    nearest = difflib.get_close_matches(name_or_path, names, n=1)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    raise ConfigError(f"{name_or_path}: expected a .yaml file or one of the shipped {kind} ({', '.join(names)}).{hint}")
-
-
-def shipped_names(kind: Literal["configs", "data_manifests"]) -> list[str]:
-    """Names of the YAML files that came with radloop."""
-    return sorted({path.stem for folder in _shipped_folders(kind) for path in folder.glob("*.yaml")})
-
-
-def is_shipped(path: Path) -> bool:
-    """Whether a file came with radloop, so that its folder is no place for anything of the user's."""
-    return any(
-        path.resolve().parent == folder.resolve()
-        for kind in ("configs", "data_manifests")
-        for folder in _shipped_folders(kind)
-    )
-
-
-def _shipped_folders(kind: str) -> Iterator[Path]:
-    package = Path(__file__).parent
-    yield from (folder for folder in (package / kind, package.parent / kind) if folder.is_dir())
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping; ConfigError with the line where it does not parse."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}")
-    return content
-
-
-def parse_settings(kind: type[AnySettings], content: Mapping[str, Any], where: str) -> AnySettings:
-    """`content` checked against `kind`; every problem in one ConfigError, each with its key and, if unknown, the nearest known."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        problems = [_explain(kind, problem) for problem in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(dict.fromkeys(problems))) from None
-
-
-def dump_yaml(settings: Settings) -> str:
-    """Complete YAML of the settings, every default written out, keys in their documented order."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-
-def digest(settings: Settings) -> str:
-    """sha256 of the settings' values, whatever their order or formatting was."""
-    return hashlib.sha256(json.dumps(settings.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-
-def _explain(kind: type[Settings], problem: Any) -> str:
-    location = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part[:1].isupper()))]
-    key = ".".join(str(part) for part in location)
-    if problem["type"] != "extra_forbidden":
-        message = problem["msg"].removeprefix("Value error, ")
-        found = f" (found {problem['input']!r})" if key and problem["type"] not in ("missing", "value_error") else ""
-        return f"{key}: {message}{found}" if key else message
-    known = _known_keys(kind, location[:-1])
-    nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    return f"{key}: unknown key; " + (f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}")
-
-
-def _known_keys(kind: type[Settings], location: Sequence[str | int]) -> list[str]:
-    """Keys that the settings at `location` inside `kind` may have."""
-    here: list[type[Settings]] = [kind]
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotations = [model.model_fields[part].annotation for model in here if part in model.model_fields]
-        here = [found for annotation in annotations for found in _settings_in(annotation)]
-    return sorted({name for model in here for name in model.model_fields})
-
-
-def _settings_in(annotation: Any) -> list[type[Settings]]:
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return [annotation]
-    return [found for argument in getattr(annotation, "__args__", ()) for found in _settings_in(argument)]
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:

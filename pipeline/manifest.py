@@ -329,8 +329,8 @@ class SplitRule(Settings):
     """Another seed, another split."""
     folds: Annotated[int, Field(ge=2, le=20)] | None = None
     """Divides the patients of train and validation together into so many folds; null: by the fractions."""
-    fold: Annotated[int, Field(ge=0)] = 0
-    """Which fold validates; the others train. The test split is the same for each."""
+    fold: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """Which fold validates; the others train. all: one network a fold, which speak as one. The test split is the same for each."""
     file: str = ""
     """A CSV with the column `split`, and a column case_id, patient_key, or named as a key of a sheet (PatientID, path, ...): its
     split is taken. Relative to the root, or to the manifest's folder. Any run's split.csv is such a file."""
@@ -341,7 +341,9 @@ class SplitRule(Settings):
     def _whole(self) -> SplitRule:
         if abs(self.train + self.validation + self.test - 1.0) > 1e-6:
             raise ValueError(f"train + validation + test is {self.train + self.validation + self.test:g}, not 1")
-        if self.folds is not None and self.fold >= self.folds:
+        if self.folds is None and self.fold == "all":
+            raise ValueError("fold all: how many `folds`?")
+        if self.folds is not None and self.fold != "all" and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold}: the {self.folds} folds are numbered from 0 to {self.folds - 1}")
         if self.folds is not None and self.file:
             raise ValueError("folds and file: give one of them")

@@ -28,7 +28,8 @@ ROWS = [
     },
     {"dicom"},
     {"work", "render", "raster", "nifti", "transforms", "progress"},
-    {"config", "identity", "columns", "arrow", "wording", "errors", "files", "archive"},
+    {"config", "settings", "image_settings", "training_settings"}
+    | {"identity", "columns", "arrow", "wording", "errors", "files", "archive"},
 ]
 """From the top. `__init__` holds the version and may be imported by all."""
 

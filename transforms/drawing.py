@@ -21,6 +21,7 @@ FLIP_ROWS, FLIP_COLUMNS, ZOOM, SHIFT_ROWS, SHIFT_COLUMNS, ANGLE, CONTRAST, NOISE
 )
 
 PROBABILITY, FRACTION, DEGREES = "from 0 to 1", "from 0 to below 1", "degrees from 0 to 180"
+HALF, POWER, PIXELS, FACTOR = "from 0 to below 0.5", "from 0 to 2", "pixels from 0 to 10", "from 0 to 5"
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,24 @@ class Augmentations:
     """Probability of an upside-down mirror, 0 to 1."""
     zoom: float = 0.0
     """Magnification is drawn from 1 - zoom to 1 + zoom, the same along both axes; below 1."""
+    stretch: float = 0.0
+    """Height is multiplied by a factor drawn from 1 - stretch to 1 + stretch, and width divided by it; below 1."""
     shift: float = 0.0
     """Shift along each axis is drawn from -shift to +shift, as a fraction of that side; below 1."""
     rotate: float = 0.0
     """Degrees, 0 to 180; the angle is drawn from -rotate to +rotate."""
     contrast: float = 0.0
     """The distance from the image's mean is multiplied by a factor drawn from 1 - contrast to 1 + contrast; below 1."""
+    window: float = 0.0
+    """Black and white points are each moved by a number drawn from -window to +window; below 0.5."""
+    gamma: float = 0.0
+    """The power's natural logarithm is drawn from -gamma to +gamma; 0 to 2."""
+    blur: float = 0.0
+    """Gaussian blur, its standard deviation in pixels drawn from 0 to blur; 0 to 10."""
+    sharpen: float = 0.0
+    """The difference to a blurred image is added, times a factor drawn from 0 to sharpen; 0 to 5."""
+    coarse: float = 0.0
+    """Sampled at a fraction of its side drawn from 1 - coarse to 1 and brought back; below 1."""
     noise: float = 0.0
     """Gaussian noise; its standard deviation, of values in 0-1, is drawn from 0 to noise; 0 to 1."""
     cutout: float = 0.0
@@ -47,16 +60,21 @@ class Augmentations:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, expected = getattr(self, field.name), _EXPECTED[field.name]
-            most = 180.0 if expected == DEGREES else 1.0
-            if not (0 <= value <= most) or (expected == FRACTION and value == 1):
+            most = _MOST[expected]
+            if not (0 <= value <= most) or (expected in (FRACTION, HALF) and value == most):
                 raise ValueError(f"augmentation {field.name}: expected {expected}, found {value}")
 
 
 _EXPECTED = {
     **dict.fromkeys(("flip_horizontal", "flip_vertical", "noise"), PROBABILITY),
-    **dict.fromkeys(("zoom", "shift", "contrast", "cutout"), FRACTION),
+    **dict.fromkeys(("zoom", "stretch", "shift", "contrast", "coarse", "cutout"), FRACTION),
     "rotate": DEGREES,
+    "window": HALF,
+    "gamma": POWER,
+    "blur": PIXELS,
+    "sharpen": FACTOR,
 }
+_MOST = {PROBABILITY: 1.0, FRACTION: 1.0, DEGREES: 180.0, HALF: 0.5, POWER: 2.0, PIXELS: 10.0, FACTOR: 5.0}
 
 
 @dataclass(frozen=True)
