@@ -4,8 +4,8 @@ python benchmarks/augment_speed.py [--images 64] [--size 224] [--threads 2]
 
 The images are random, the parameters drawn anew each time, drawing included; told is the best of the repeats. `MONAI` is what a user
 writes: RandFlipd, RandZoomd and RandAffined in a Compose, lazy (one resampling) or not, each image for itself, then stacked; with all
-options also RandRotated, RandAdjustContrastd, RandGaussianNoised and RandCoarseDropoutd. Where there is a GPU the batch is measured
-there too.
+options also RandRotated, RandSimulateLowResolutiond, RandGaussianSmoothd, RandGaussianSharpend, RandAdjustContrastd, RandGaussianNoised
+and RandCoarseDropoutd. A second table has each option alone. Where there is a GPU the batch is measured there too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 
 import torch
 from monai.transforms import (
@@ -24,7 +25,10 @@ from monai.transforms import (
     RandCoarseDropoutd,
     RandFlipd,
     RandGaussianNoised,
+    RandGaussianSharpend,
+    RandGaussianSmoothd,
     RandRotated,
+    RandSimulateLowResolutiond,
     RandZoomd,
     Transform,
 )
@@ -32,31 +36,57 @@ from monai.transforms import (
 from transforms.augment import Augmentations, RandAugmentd, augment_batch, draw, noise_seed, uniforms
 
 MOVES = Augmentations(flip_horizontal=0.5, flip_vertical=0.5, zoom=0.1, shift=0.1)
-ALL = Augmentations(0.5, 0.5, 0.1, 0.1, rotate=15, contrast=0.2, noise=0.05, cutout=0.3)
+ALL = replace(
+    MOVES,
+    stretch=0.1,
+    rotate=15,
+    contrast=0.2,
+    window=0.1,
+    gamma=0.3,
+    blur=1.5,
+    sharpen=1.0,
+    coarse=0.6,
+    noise=0.05,
+    cutout=0.3,
+)
 SECONDS_A_ROW, LEAST_REPEATS = 1.0, 5
 KEY = "image"
 
 
 def main() -> None:
-    """Prints a table in Markdown."""
+    """Prints tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--each", action="store_true", help="the second table only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"{options.images} images of {options.size}², float32, {options.threads} threads, torch {torch.__version__}\n"
-    )
+    if not options.each:
+        print_against_monai(options.images, options.size, options.threads)
+    print_each(torch.rand(options.images, 1, options.size, options.size))
+
+
+def print_against_monai(count: int, size: int, threads: int) -> None:
+    """Each way of doing the same."""
+    print(f"{count} images of {size}², float32, {threads} threads, torch {torch.__version__}\n")
     print("| options | channels | way | ms a batch | µs an image | MONAI's lazy one takes so many times as long |")
     print("|---|---|---|---|---|---|")
     for (name, settings), channels in itertools.product((("flips, zoom, shift", MOVES), ("all", ALL)), (1, 3)):
-        images = torch.rand(options.images, channels, options.size, options.size)
+        images = torch.rand(count, channels, size, size)
         ways = ways_of(images, settings)
         took = {way: best_ms(run) for way, run in ways.items()}
         for way, ms in took.items():
             ratio = took["MONAI, lazy"] / ms
             print(f"| {name} | {channels} | {way} | {ms:.1f} | {1000 * ms / len(images):.0f} | {ratio:.1f} |")
+
+
+def print_each(images: torch.Tensor) -> None:
+    """What each option costs by itself, one channel."""
+    print("\n| option alone | ms a batch |\n|---|---|")
+    for field in fields(ALL):
+        alone = Augmentations(**{field.name: getattr(ALL, field.name)})
+        print(f"| {field.name} | {best_ms(batches(images, alone)):.1f} |")
 
 
 def ways_of(images: torch.Tensor, settings: Augmentations) -> dict[str, Callable[[], object]]:
@@ -107,6 +137,12 @@ def monai_steps(settings: Augmentations, size: int) -> list[Transform]:
     if settings.rotate:
         radians = torch.pi * settings.rotate / 180
         steps.insert(3, RandRotated(KEY, prob=1.0, range_x=radians, mode="bilinear", padding_mode="zeros"))
+    if settings.coarse:
+        steps.append(RandSimulateLowResolutiond(KEY, prob=1.0, zoom_range=(1 - settings.coarse, 1.0)))
+    if settings.blur:
+        steps.append(RandGaussianSmoothd(KEY, prob=1.0, sigma_x=(0.0, settings.blur), sigma_y=(0.0, settings.blur)))
+    if settings.sharpen:
+        steps.append(RandGaussianSharpend(KEY, prob=1.0, alpha=(0.0, settings.sharpen)))
     if settings.contrast:
         steps.append(RandAdjustContrastd(KEY, prob=1.0, gamma=(1 - settings.contrast, 1 + settings.contrast)))
     if settings.noise:

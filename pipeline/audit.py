@@ -17,7 +17,15 @@ import pandas as pd
 
 import pipeline
 from pipeline import RESEARCH_ONLY
-from pipeline.breakdowns import breakdowns, class_counts, flow, missing_values, patient_counts, split_counts
+from pipeline.breakdowns import (
+    breakdowns,
+    class_counts,
+    flow,
+    missing_values,
+    patient_counts,
+    split_counts,
+    without_finding,
+)  # fmt: skip
 from pipeline.cases import Cases
 from pipeline.columns import text
 from pipeline.config import digest
@@ -27,13 +35,16 @@ from pipeline.features import case_facts, words
 from pipeline.files import write_whole
 from pipeline.identity import IdentityKey
 from pipeline.index import Index
+from pipeline.label_arrays import presence
 from pipeline.labels import check_labels, labelled_cases
 from pipeline.manifest import Manifest
 from pipeline.metrics import FEW_PATIENTS
 from pipeline.report import audit_page
 from pipeline.run import EXCLUSIONS_FILE, INDEX_FOLDER, write_table
-from pipeline.shortcuts import WARN_OVER, audit_shortcuts
+from pipeline.shortcut_scores import WARN_OVER
+from pipeline.shortcuts import QUICK, THOROUGH, Effort, audit_shortcuts
 from pipeline.sources import OpenedSource, open_dataset
+from pipeline.split import SPLIT_COLUMNS
 
 AUDIT_FILE = "audit.json"
 PAGE_FILE = "audit.html"
@@ -54,11 +65,18 @@ PLACES = {
 
 
 def audit(
-    dataset: str, out: Path, *, root: Path | None = None, workers: int | None = None, progress: bool = True
+    dataset: str,
+    out: Path,
+    *,
+    root: Path | None = None,
+    effort: Effort | None = None,
+    workers: int | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Audits a manifest's dataset; writes the tables and the page into `out`, and returns what `audit.json` holds.
 
-    Raises ConfigError or SourceError; a split that cannot be made is a warning.
+    `effort`: how hard it looks for shortcuts, `THOROUGH` by default. Raises ConfigError or SourceError; a split that cannot be made is a
+    warning.
     """
     opened = open_dataset(dataset, root)
     manifest, key = opened.manifest, opened.key()
@@ -69,21 +87,60 @@ def audit(
     cases = labelled_cases(index, opened, manifest, key, progress=progress)
     facts = case_facts(cases, index.table)
     facts["split"], split_warnings = _splits(cases, facts, opened, manifest, key)
-    record: dict[str, Any] = {
-        "intended_use": RESEARCH_ONLY,
-        "radloop_version": pipeline.__version__,
-        "manifest": _about(manifest),
-        "flow": flow(index, cases),
-        "patients": patient_counts(facts),
-        "classes": class_counts(facts, manifest.classes),
-        "splits": split_counts(facts, manifest.classes),
-        "breakdowns": breakdowns(facts, manifest.classes),
-        "missing": missing_values(facts, manifest.classes),
-        "shortcuts": audit_shortcuts(facts, manifest, index.roots, workers=workers, progress=progress),
-    }
+    counted = _counted(facts, manifest)
+    shortcuts = audit_shortcuts(
+        facts, manifest, index.roots, effort=effort or THOROUGH, workers=workers, progress=progress
+    )
+    record = {**_head(manifest), "flow": flow(index, cases), **counted, "shortcuts": shortcuts}
     record["warnings"] = [*split_warnings, *_warnings(record, facts, index, cases, manifest)]
     _write(out, record, cases)
     return record
+
+
+def quick_audit(
+    cases: Cases, index: Index, manifest: Manifest, split: pd.DataFrame, *, workers: int | None = None
+) -> dict[str, Any]:
+    """Of a run's data in seconds what `audit` says, for its report: plain values, the same again for the same data; nothing is written.
+
+    `cases`: those of the run, labelled or not: of them that `split` (`SPLIT_COLUMNS`, as RUN/split.csv) has, labels, patients and splits
+    are taken from there. `index`: with all columns (`read_index(RUN/index)`); what it does not have counts as unknown. As `audit.json`,
+    but without `flow`, which an index of images alone cannot tell; borders come from `QUICK.decoded` images.
+    """
+    known = split[SPLIT_COLUMNS].astype("str").set_index("case_id")
+    inside = text(cases.images["case_id"]).isin(known.index).to_numpy()
+    labelled = known.reset_index()[["case_id", "label", "patient_key"]]
+    facts = case_facts(Cases(labelled, cases.images.loc[inside].reset_index(drop=True), cases.exclusions), index.table)
+    facts["split"] = known["split"].reindex(facts.index)
+    counted = _counted(facts, manifest)
+    shortcuts = audit_shortcuts(facts, manifest, index.roots, effort=QUICK, workers=workers, progress=False)
+    record = {**_head(manifest), "quick": True, **counted, "shortcuts": shortcuts}
+    warnings = [
+        *_shortcut_warnings(shortcuts, manifest),
+        *_few_patients(record, manifest),
+        *_one_place(facts, manifest.classes),
+    ]
+    record["warnings"] = _on_one_line(warnings)
+    return record
+
+
+def _head(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "intended_use": RESEARCH_ONLY,
+        "radloop_version": pipeline.__version__,
+        "manifest": _about(manifest),
+    }
+
+
+def _counted(facts: pd.DataFrame, manifest: Manifest) -> dict[str, Any]:
+    """The dataset in numbers. `without_finding`: cases with none of several findings, null where each case has one class."""
+    return {
+        "patients": patient_counts(facts),
+        "classes": class_counts(facts, manifest.classes),
+        "without_finding": without_finding(facts) if manifest.labels.several else None,
+        "splits": split_counts(facts, manifest.classes),
+        "breakdowns": breakdowns(facts, manifest.classes),
+        "missing": missing_values(facts, manifest.classes),
+    }
 
 
 def _splits(
@@ -105,7 +162,8 @@ def _about(manifest: Manifest) -> dict[str, Any]:
         "digest": digest(manifest),
         "unit": manifest.unit,
         "classes": list(manifest.classes),
-        "positive": manifest.positive_class if len(manifest.classes) == 2 else None,
+        "several": manifest.labels.several,
+        "positive": manifest.positive_class if len(manifest.classes) == 2 and not manifest.labels.several else None,
         "patients": manifest.patients.source,
     }
 
@@ -115,27 +173,34 @@ def _warnings(
 ) -> list[str]:
     """Sentences, what weighs most first. Another stage's may quote a manifest or a sheet: on one line, without control characters."""
     warnings = [
-        *_shortcut_warnings(record["shortcuts"], _who(manifest)),
+        *_shortcut_warnings(record["shortcuts"], manifest),
         *_flow_warnings(record["flow"]),
         *cases.warnings,
         *_few_patients(record, manifest),
         *_one_place(facts, manifest.classes),
         *_file_warnings(index.summary),
     ]
+    return _on_one_line(warnings)
+
+
+def _on_one_line(warnings: Sequence[str]) -> list[str]:
     return [" ".join("".join(sign if sign.isprintable() else " " for sign in one).split()) for one in warnings]
 
 
-def _shortcut_warnings(shortcuts: Mapping[str, Any], who: str) -> list[str]:
-    warnings = []
+def _shortcut_warnings(shortcuts: Mapping[str, Any], manifest: Manifest) -> list[str]:
+    warnings, who = [], _who(manifest)
+    what = "findings" if manifest.labels.several else "the class"
     warned = [group for group in shortcuts["groups"] if group["warned"]]
     for group in sorted(warned, key=lambda one: -one["auroc"]["value"]):
         by_case, value, low = group["auroc_by_case"], group["auroc"]["value"], group["auroc"]["low"]
+        best = group["told_best"]
+        most = f"; best told: {best}, {bounds_text(group['auroc_of_class'][best])}" if best else ""
         careless = f"; {by_case:.2f} if {who} are ignored" if by_case and by_case > value + CARELESS else ""
         chance = "; chance is not excluded" if low is None or low <= 0.5 else ""
         trap = f" {group['trap']}." if group["trap"] else ""
         warnings.append(
-            f"the class can be told from {group['title'].lower()} with AUROC {bounds_text(group['auroc'])}{careless}{chance}.{trap} "
-            f"What to do: {group['advice']}"
+            f"{what} can be told from {group['title'].lower()} with AUROC {bounds_text(group['auroc'])}{most}{careless}{chance}."
+            f"{trap} What to do: {group['advice']}"
         )
     failed = sum(shortcuts["not_decoded"].values())
     if failed:
@@ -180,13 +245,14 @@ def _few_patients(record: Mapping[str, Any], manifest: Manifest) -> list[str]:
 def _one_place(facts: pd.DataFrame, classes: Sequence[str]) -> list[str]:
     """Classes that come from one scanner or site alone, where the dataset has several."""
     warnings = []
+    members = pd.DataFrame(presence(facts["label"], classes), index=facts.index, columns=list(classes))
     for column, what in PLACES.items():
         values = words(facts, column)
         known = values[values != ""]
         if known.nunique() < 2:
             continue
         for name in classes:
-            ours = known[facts.loc[known.index, "label"] == name]
+            ours = known[members.loc[known.index, name]]
             if ours.nunique() == 1 and len(ours) >= FEWEST_CASES:
                 warnings.append(
                     f"all {len(ours):,} cases of class {name} with a known {what} are of one, {ours.iloc[0]}, "

@@ -1,6 +1,7 @@
 """A dataset in numbers: how files became cases, and the classes by split, sex, age, device, place and time; what headers leave out.
 
-In: `facts` (pipeline.features, `case_facts`), one row a case, with its `split` ('' for none). Out: plain values for `audit.json`.
+In: `facts` (pipeline.features, `case_facts`), one row a case, with its `split` ('' for none). Out: plain values for `audit.json`. Where a
+case may have several findings it is counted for each of them, and for `NO_FINDING` nowhere but in `without_finding`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.cases import Cases
 from pipeline.columns import text
 from pipeline.features import ages, case_features, printable, sexes, words, years
 from pipeline.index import Index
+from pipeline.label_arrays import NO_FINDING, presence
 from pipeline.labels import CASE_RULES
 from pipeline.split import SPLITS
 
@@ -68,7 +72,7 @@ def _counts(values: pd.Series) -> dict[str, int]:
 
 
 def patient_counts(facts: pd.DataFrame) -> dict[str, Any]:
-    """Patients, their cases, and how many of them have cases of several classes."""
+    """Patients, their cases, and how many of them have cases with different labels."""
     each = facts.groupby("patient_key", observed=True)
     cases = each.size()
     return {
@@ -81,24 +85,35 @@ def patient_counts(facts: pd.DataFrame) -> dict[str, Any]:
 
 def class_counts(facts: pd.DataFrame, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Patients, cases, files and images of each class."""
-    rows = []
-    for name in classes:
-        ours = facts[facts["label"] == name]
-        counts = {"cases": len(ours), "files": int(ours["files"].sum()), "images": int(ours["images"].sum())}
-        rows.append({"name": name, "patients": int(ours["patient_key"].nunique()), **counts})
-    return rows
+    return [{"name": name, **_counted(facts[ours])} for name, ours in _members(facts, classes).items()]
+
+
+def without_finding(facts: pd.DataFrame) -> dict[str, int]:
+    """Patients, cases, files and images without any of several findings."""
+    return _counted(facts[facts["label"] == NO_FINDING])
+
+
+def _counted(ours: pd.DataFrame) -> dict[str, int]:
+    counts = {"cases": len(ours), "files": int(ours["files"].sum()), "images": int(ours["images"].sum())}
+    return {"patients": _who(ours), **counts}
+
+
+def _members(facts: pd.DataFrame, classes: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """(cases,) for each class whether a case has it."""
+    return dict(zip(classes, presence(facts["label"], classes).T, strict=True))
 
 
 def split_counts(facts: pd.DataFrame, classes: Sequence[str]) -> list[dict[str, Any]] | None:
     """Cases and patients of each split, and of each class in it; None where there is no split."""
     rows = []
+    members = _members(facts, classes)
     for name in [*SPLITS, ""]:
-        ours = facts[facts["split"] == name]
+        inside = (facts["split"] == name).to_numpy(dtype=bool)
         of_class = {
-            label: {"cases": int((ours["label"] == label).sum()), "patients": _who(ours[ours["label"] == label])}
-            for label in classes
+            label: {"cases": int((inside & ours).sum()), "patients": _who(facts[inside & ours])}
+            for label, ours in members.items()
         }
-        rows.append({"name": name, "cases": len(ours), "patients": _who(ours), "classes": of_class})
+        rows.append({"name": name, "cases": int(inside.sum()), "patients": _who(facts[inside]), "classes": of_class})
     return None if rows[-1]["cases"] == len(facts) else [row for row in rows if row["name"] or row["cases"]]
 
 
@@ -108,22 +123,24 @@ def _who(facts: pd.DataFrame) -> int:
 
 def breakdowns(facts: pd.DataFrame, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Cases of each class by each attribute of `BREAKDOWNS` that any case has; '' stands for unknown."""
-    tables = []
+    tables, members = [], _members(facts, classes)
     for name, title in BREAKDOWNS.items():
         values = _attribute(facts, name)
         if (values == "").all():
             continue
-        counts = pd.crosstab(values, facts["label"]).reindex(columns=list(classes), fill_value=0)
-        pairs = pd.DataFrame({"value": values, "patient": facts["patient_key"]}).drop_duplicates()
-        patients = pairs.groupby("value").size()
+        codes, found = pd.factorize(values)
+        cases = np.bincount(codes, minlength=len(found))
+        of_class = {label: np.bincount(codes[ours], minlength=len(found)) for label, ours in members.items()}
+        pairs = pd.DataFrame({"value": codes, "patient": facts["patient_key"].to_numpy()}).drop_duplicates()
+        patients = np.bincount(pairs["value"], minlength=len(found))
         rows: list[dict[str, Any]] = [
             {
                 "value": str(value),
-                "cases": int(row.sum()),
-                "patients": int(patients[value]),
-                "classes": {label: int(count) for label, count in zip(classes, row, strict=True)},
+                "cases": int(cases[place]),
+                "patients": int(patients[place]),
+                "classes": {label: int(counts[place]) for label, counts in of_class.items()},
             }
-            for value, row in zip(counts.index, counts.to_numpy(), strict=True)
+            for place, value in enumerate(found)
         ]
         tables.append({"name": name, "title": title, "values": sorted(rows, key=partial(_order, name))})
     return tables
@@ -165,10 +182,9 @@ def _order(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
 def missing_values(facts: pd.DataFrame, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Of each attribute that the audit looks at, cases without it, in all and of each class."""
     features = case_features(facts)
-    rows = []
+    rows, members = [], _members(facts, classes)
     for name in features.columns:
-        missing = features[name].isna() | (features[name] == "")
-        of_class = facts["label"][missing].value_counts()
-        counts = {label: int(of_class.get(label, 0)) for label in classes}
+        missing = (features[name].isna() | (features[name] == "")).to_numpy(dtype=bool)
+        counts = {label: int((missing & ours).sum()) for label, ours in members.items()}
         rows.append({"column": name, "missing": int(missing.sum()), "classes": counts})
     return rows

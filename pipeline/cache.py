@@ -91,7 +91,7 @@ def prepared_images(
     """
     if preparer.keep_shown:
         raise ValueError("the cache has no pictures: expected a Preparer without keep_shown")
-    folder = open_chain(preparer.preprocessing, fallback)
+    folder = open_chain(preparer.preprocessing, fallback, preparer.stress)
     store = Store(folder.path, preparer.preprocessing.channels, preparer.preprocessing.size)
     keys, first, place = np.unique(file_keys(files), return_index=True, return_inverse=True)
     places = Places(keys)

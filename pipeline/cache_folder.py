@@ -91,15 +91,16 @@ def cache_root() -> Path:
     return base / "radloop" / "prepared"
 
 
-def open_chain(preprocessing: Preprocessing, fallback: Path | None = None) -> ChainFolder:
+def open_chain(preprocessing: Preprocessing, fallback: Path | None = None, stress: str = "") -> ChainFolder:
     """The chain's folder in the cache, made where it is missing; in `fallback` where the cache cannot be written, which is then said.
+    What is prepared under a stress has a folder of its own.
 
     CacheError where there is no `fallback`, or where the cache is somebody else's.
     """
     root = cache_root()
     try:
         _own_folder(root)
-        return _locked_chain(root, preprocessing)
+        return _locked_chain(root, preprocessing, stress)
     except OSError as error:
         why = f"{root}: prepared images cannot be kept here ({error.strerror})"
         if fallback is None:
@@ -107,7 +108,7 @@ def open_chain(preprocessing: Preprocessing, fallback: Path | None = None) -> Ch
         say(f"{why}; they go to {fallback}, and other runs cannot use them; {CACHE_VARIABLE} names another folder")
     try:
         _own_folder(fallback)
-        return _locked_chain(fallback, preprocessing)
+        return _locked_chain(fallback, preprocessing, stress)
     except OSError as error:
         raise CacheError(f"{fallback}: prepared images cannot be kept here ({error.strerror})") from error
 
@@ -206,11 +207,11 @@ def _refuse_foreign(folder: Path) -> None:
         raise CacheError(f"{folder}: expected a folder for prepared images")
 
 
-def _locked_chain(root: Path, preprocessing: Preprocessing) -> ChainFolder:
-    path = root / chain_name(preprocessing)
+def _locked_chain(root: Path, preprocessing: Preprocessing, stress: str) -> ChainFolder:
+    path = root / chain_name(preprocessing, stress)
     descriptor = _locked_folder(path)
     facts = {
-        "preprocessing": chain_settings(preprocessing),
+        "preprocessing": chain_settings(preprocessing, stress),
         "radloop": pipeline.__version__,
         "code": code_version(),
     }

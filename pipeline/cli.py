@@ -82,7 +82,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder of radloop train")
     evaluate.add_argument("--split", default="test", help="train, validation or test (the default)")
     evaluate.add_argument("--data", metavar="MANIFEST", help="evaluate on all of another dataset")
+    evaluate.add_argument(
+        "--stress", action="store_true", help="again under other windows, borders, crops, scales, noise, ...: what the model leans on"
+    )
     _add_root(evaluate)
+
+    compare = _command(
+        commands,
+        "compare",
+        _compare,
+        "two runs on the same cases: paired differences with intervals",
+        "radloop compare runs/a runs/b",
+    )
+    compare.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="two runs, or several pairs (A1 B1 A2 B2 ...), whose cases are pooled; figures are the second's minus the first's",
+    )
+    compare.add_argument(
+        "--split", default="", help="train, validation, test or cross_validation; where not given: test, or for folds cross_validation"
+    )
+    compare.add_argument("--out", type=Path, metavar="DIR", help="for compare.json")
 
     infer = _command(
         commands,
@@ -195,9 +217,15 @@ def _train(options: argparse.Namespace) -> int:
     config = load_config(
         options.config, options.set
     )  # a wrong value is said before torch is imported, which takes seconds
+    from pipeline.distributed import MainEnded
     from pipeline.train import train
 
-    facts = train(config, options.out, root=options.root, resume=options.resume)
+    try:
+        facts = train(config, options.out, root=options.root, resume=options.resume)
+    except MainEnded:
+        return WRONG_USE  # of torchrun's processes, the first one says why
+    if os.environ.get("RANK", "0") != "0":
+        return DONE
     print(f"trained {facts.name}: weights of epoch {facts.best_epoch} in {options.out}")
     print(f"next: radloop evaluate {options.out}")
     return DONE
@@ -206,10 +234,22 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from pipeline.evaluate import evaluate, summary_lines
 
-    record = evaluate(options.run, split=options.split, data=options.data, root=options.root)
+    record = evaluate(options.run, split=options.split, data=options.data, root=options.root, stress=options.stress)
     print("\n".join(summary_lines(record)))
     print(f"figures and pictures: {record['folder']}")
     return SOME_FAILED if record["failed"] else DONE
+
+
+def _compare(options: argparse.Namespace) -> int:
+    runs = options.runs
+    if len(runs) % 2:
+        raise ConfigError(f"expected two runs, or pairs of them, found {len(runs)}")
+    from pipeline.compare import compare, compare_lines
+
+    first, *also = zip(runs[::2], runs[1::2], strict=True)
+    record = compare(*first, also=also, split=options.split, out=options.out)
+    print("\n".join(compare_lines(record)))
+    return DONE
 
 
 def _infer(options: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ from pipeline.work import Failure, default_workers, preload, run_each
 from transforms.chains import GRAY_MEAN, GRAY_STD, IMAGENET_MEAN, IMAGENET_STD, KEY, prepare_chain
 from transforms.intensity import WINDOWS, Z_RANGE, Pixels, Voi, to_levels, to_metatensor, to_unit_range
 from transforms.spatial import index_affine
+from transforms.stress import STRESSES
 
 DECODE_TIMEOUT_S = 120.0
 """A frame decodes in well under a second; one that takes this long is hostile, or its disk is gone."""
@@ -74,15 +75,26 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Preparer:
-    """Decodes a frame and runs the deterministic chain on it; picklable, for worker processes."""
+    """Decodes a frame and runs the deterministic chain on it; picklable, for worker processes.
+
+    `stress`: the name of one of `transforms.stress.STRESSES`, applied to what was read; the affine and the picture are then those of
+    the changed frame.
+    """
 
     preprocessing: Preprocessing
     keep_shown: bool = False
+    stress: str = ""
+
+    def __post_init__(self) -> None:
+        if self.stress and self.stress not in STRESSES:
+            raise ValueError(f"stress: expected one of {', '.join(STRESSES)}, found {self.stress!r}")
 
     def __call__(self, image: ImageFile) -> Prepared:
         """Raises Rejected with the reason for which a file cannot be decoded."""
         settings = self.preprocessing
         pixels = read_image(image, color=settings.color == "rgb")
+        if self.stress:
+            pixels = STRESSES[self.stress].apply(pixels)
         prepared = _prepare_chain(settings)({KEY: to_metatensor(pixels)})[KEY]
         values = prepared.as_tensor().numpy()
         if not np.isfinite(values).all():
@@ -205,6 +217,7 @@ def _prepare_chain(preprocessing: Preprocessing) -> Compose:
     return prepare_chain(
         windows=windows_of(preprocessing),
         voi=preprocessing.voi,
+        crop=preprocessing.crop,
         size=preprocessing.size,
         resize=preprocessing.resize,
         scaling=preprocessing.scaling,

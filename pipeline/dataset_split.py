@@ -50,7 +50,8 @@ def _around(cases: Cases, opened: OpenedSource, manifest: Manifest, key: Identit
     if manifest.split.file:
         split = split_from_file(cases, opened, manifest, key, earlier=earlier)
     else:
-        table = split_cases(cases.cases, manifest.split, manifest.classes, earlier=earlier)
+        several = manifest.labels.several
+        table = split_cases(cases.cases, manifest.split, manifest.classes, earlier=earlier, several=several)
         split = Split(table, _said(table, earlier, manifest))
     check_split(split.table)
     return split

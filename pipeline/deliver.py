@@ -32,22 +32,33 @@ from pipeline.predict import ImageResult, TrainedModel
 from pipeline.render import Legend, result_picture
 
 OVERLAYS_FOLDER = "overlays"
+POOLED = {
+    "mean": "mean of {} images",
+    "attention": "{} images, weighed by attention",
+    "volume": "{} images as one volume",
+}
+"""How a case's images became its prediction, in the words of its pictures."""
 DERIVATION = "Heatmap of the classifier's evidence (Grad-CAM of a linear head) over the source image"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A case as its objects tell of it. `shown`: the class whose evidence is drawn; `content`: digest of all its images;
-    `out_of_scope`: why, or ''.
+    """A case as its objects tell of it. `findings`: what is called, with its probability; `shown`: the class whose evidence is drawn;
+    `content`: digest of all its images; `out_of_scope`: why, or ''.
     """
 
     case_id: str
-    predicted: str
-    probability: float
+    findings: tuple[tuple[str, float], ...]
     shown: int
     images: int
     content: str
     out_of_scope: str
+
+    def said(self, digits: int) -> str:
+        """The findings in one line."""
+        if not self.findings:
+            return "no finding reaches its threshold"
+        return "; ".join(f"{name}, probability {probability:.{digits}f}" for name, probability in self.findings)
 
 
 @dataclass
@@ -93,12 +104,12 @@ class Delivery:
             prepared.source_shape,
             facts.preprocessing.size,
         )
-        lines = [f"{case.predicted}, probability {case.probability:.2f}"]
+        own = f", {facts.classes[case.shown]} {result.probabilities[case.shown]:.2f}"
+        pooling = facts.network.pooling
+        lines = [case.said(2)]
         if case.images > 1:
-            own = result.probabilities[case.shown]
-            lines.append(
-                f"mean of {case.images} images; this one is key image {place} of {key_images}, {facts.classes[case.shown]} {own:.2f}"
-            )
+            what = POOLED[pooling].format(case.images)
+            lines.append(f"{what}; this one is key image {place} of {key_images}{'' if pooling == 'volume' else own}")
         lines += [f"model {facts.name}, radloop {pipeline.__version__}, {facts.digest[:12]}", RESEARCH_ONLY]
         warnings = [text for text in (case.out_of_scope, facts.notice) if text]
         return result_picture(
@@ -120,7 +131,7 @@ class Delivery:
         return Legend(
             label=f"evidence for {facts.classes[case.shown]}",
             scale=facts.heatmap_scale,
-            unit="logit margin" if len(facts.classes) == 2 else "centred logit",
+            unit="logit" if facts.several else "logit margin" if len(facts.classes) == 2 else "centred logit",
             cell=f"one feature cell is {size}{told}; finer detail is interpolation",
         )
 
@@ -138,11 +149,7 @@ class Delivery:
             instance_number=_instance_number(source.get("InstanceNumber"), file.frame),
             series_description=f"radloop {facts.name} heatmap (research use only)",
             derivation=DERIVATION,
-            image_comments=" ".join(
-                text
-                for text in (f"{case.predicted}, probability {case.probability:.3f}.", case.out_of_scope, facts.notice)
-                if text
-            ),
+            image_comments=" ".join(text for text in (f"{case.said(3)}.", case.out_of_scope, facts.notice) if text),
             created=datetime.datetime.now().astimezone(),
         )
         uid = str(dataset.SOPInstanceUID)

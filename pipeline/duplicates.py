@@ -20,8 +20,8 @@ from PIL import Image
 
 from pipeline.cases import Cases
 from pipeline.dataset import DECODE_MEMORY_BYTES, DECODE_TIMEOUT_S, ImageFile, image_files, read_image
-from pipeline.labels import UNKNOWN_PATIENT
 from pipeline.manifest import NearDuplicates
+from pipeline.patients import UNKNOWN_PATIENT
 from pipeline.progress import track
 from pipeline.work import Failure, default_workers, run_each
 from transforms.intensity import WINDOWS, to_unit_range

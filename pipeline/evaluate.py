@@ -1,259 +1,188 @@
-"""Evaluation: a run's model on a split of its data, or on other labelled data, as numbers with intervals and pictures."""
+"""Evaluation: a run's model on a split of its data, or on other labelled data, as numbers with intervals, pictures and a report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipeline import RESEARCH_ONLY, figures
-from pipeline.cache import prepared_images
-from pipeline.cases import Cases, columns_needed, group_images
-from pipeline.columns import text
+from pipeline.audit import AUDIT_FILE, quick_audit
+from pipeline.breakdowns import flow
+from pipeline.case_units import by_unit
 from pipeline.config import Config
-from pipeline.dataset import Preparer, image_files
-from pipeline.errors import CacheError, ConfigError, RunError
-from pipeline.explain import evidence_in_source
-from pipeline.files import file_digest, write_whole
-from pipeline.index import Index, read_index
-from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT, check_labels, labelled_cases
-from pipeline.manifest import Manifest
-from pipeline.metrics import Evaluation, evaluate_predictions
-from pipeline.predict import (
-    STATUS_OK,
-    ImageResult,
-    TrainedModel,
-    case_table,
-    image_table,
-    load_model,
-    predict_files,
-    predict_prepared,
-    probability_columns,
-)  # fmt: skip
-from pipeline.progress import say, track
-from pipeline.render import overlay
-from pipeline.roc import roc_points
+from pipeline.curves import Curves, curves
+from pipeline.errors import RunError
+from pipeline.files import write_whole
+from pipeline.gallery import GalleryItem, gallery_items, tiles
+from pipeline.index import read_index
+from pipeline.label_arrays import findings_of
+from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT
+from pipeline.measures import Scored
+from pipeline.metrics import Evaluation, affordable, evaluate_scored, intervals, values_of
+from pipeline.out_of_fold import cross_validation
+from pipeline.predict import STATUS_OK, TrainedModel, load_model
+from pipeline.progress import say
+from pipeline.report_content import Member, RunReport, read_audit
 from pipeline.run import (
-    EVALUATION_FOLDER,
+    ENVIRONMENT_FILE,
     HISTORY_FILE,
     INDEX_FOLDER,
-    SHEET_FACTS_FILE,
     SPLIT_FILE,
-    identity_fingerprint,
+    ModelFacts,
+    member_folders,
     read_config,
-    read_manifest,
+    read_model,
     read_table,
     write_table,
 )  # fmt: skip
-from pipeline.sources import open_dataset
-from pipeline.split import SPLIT_COLUMNS, SPLITS, check_patients, check_split
+from pipeline.run_report import write_run_report
+from pipeline.scoring import Predictions, predict_subject, scored
+from pipeline.split import SPLIT_COLUMNS
+from pipeline.stress import stress_table, stress_test, stress_warnings
+from pipeline.subgroups import group_values, subgroups, unusable_columns
+from pipeline.subject import Subject, other_data, own_split
 from pipeline.wording import counted
 
-GALLERY_TILES = 12
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: labelled cases with their images, and where results go."""
-
-    name: str
-    cases: pd.DataFrame  # case_id, UIDs, path, label, patient_key
-    images: pd.DataFrame
-    index: Index
-    folder: Path
-    warnings: tuple[str, ...]
+METRICS_FILE, CURVES_FILE, STRESS_FILE = "metrics.json", "curves.json", "stress.csv"
+PREDICTIONS_FILE, IMAGE_PREDICTIONS_FILE = "predictions.csv", "image_predictions.csv"
+MAIN_METRICS = ("accuracy", "sensitivity", "specificity", "f1", "auroc")
 
 
 def evaluate(
-    run: Path, *, split: str = "test", data: str | None = None, root: Path | None = None, progress: bool = True
+    run: Path,
+    *,
+    split: str = "test",
+    data: str | None = None,
+    root: Path | None = None,
+    stress: bool = False,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Writes `metrics.json`, `predictions.csv` and pictures; returns what metrics.json holds.
+    """Writes numbers, tables, curves, pictures and a report; returns what metrics.json holds, and `folder`.
 
-    `data`: a manifest of other data, all of whose cases are evaluated, in place of a split of the run's own.
+    `data`: a manifest of other data, all of whose cases are evaluated, in place of a split of the run's own. `stress`: the same cases
+    again under each stress.
     """
     model, config = load_model(run), read_config(run)
+    columns = config.evaluation.subgroups
     subject = (
-        _other_data(run, data, root, model, progress) if data else _own_split(run, split, model.facts.split_sha256)
+        other_data(run, data, root, model.facts, columns, progress)
+        if data
+        else own_split(run, split, model.facts, columns)
     )
-    results = [_without_pixels(result) for result in _predicted(subject, model, progress)]
-    images = image_table(subject.images, results, model)
-    cases = case_table(subject.cases, images, model)
-
+    predictions = predict_subject(model, subject, progress=progress)
     subject.folder.mkdir(parents=True, exist_ok=True)
-    write_table(subject.folder / "predictions.csv", cases)
-    write_table(subject.folder / "image_predictions.csv", images)
-    evaluation = _numbers(subject, cases, model, config)
-    record = _record(subject, cases, evaluation, model)
-    _pictures(run, subject, cases, images, evaluation, model)
-    write_whole(subject.folder / "metrics.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_table(subject.folder / PREDICTIONS_FILE, predictions.cases)
+    write_table(subject.folder / IMAGE_PREDICTIONS_FILE, predictions.images)
+
+    cases = _cases(subject, predictions.cases, model.facts)
+    resamples, seed = config.evaluation.resamples, config.seed
+    evaluation = evaluate_scored(cases, threshold=model.facts.thresholds, resamples=resamples, seed=seed)
+    drawn = curves(cases, resamples=resamples, seed=seed)
+    record = _record(subject, predictions, cases, evaluation, model.facts, config)
+    if model.facts.members and subject.own and split == "test":
+        record["cross_validation"] = cross_validation(run, model.facts, config, progress=progress)
+    (subject.folder / STRESS_FILE).unlink(missing_ok=True)
+    if stress:
+        record |= _stressed(subject, predictions, model, config, record["warnings"], progress)
+    _write(run, subject, predictions, model, config, record, evaluation, drawn)
     for warning in record["warnings"]:
         say(f"warning: {warning}")
     return record | {"folder": str(subject.folder)}
 
 
-def _predicted(subject: Subject, model: TrainedModel, progress: bool) -> Iterator[ImageResult]:
-    """Each image's prediction; decoded into the cache, or without it where the cache cannot be used."""
-    files, name = image_files(subject.images, subject.index.roots), f"{subject.name} images"
-    try:
-        prepared = prepared_images(
-            files, Preparer(model.facts.preprocessing), what=f"preparing {name}", progress=progress
-        )
-    except CacheError as error:
-        say(f"{error}; this evaluation goes on without it")
-        results = predict_files(model, files)
-    else:
-        results = predict_prepared(model, files, prepared)
-    yield from track(results, f"evaluating {name}", len(files), show=progress)
+def _stressed(
+    subject: Subject,
+    predictions: Predictions,
+    model: TrainedModel,
+    config: Config,
+    warnings: Sequence[str],
+    progress: bool,
+) -> dict[str, Any]:
+    """What the stress test adds to the record; its table is written."""
+    resamples, seed = config.evaluation.resamples, config.seed
+    rows = stress_test(model, subject, predictions.cases, resamples=resamples, seed=seed, progress=progress)
+    write_table(subject.folder / STRESS_FILE, stress_table(rows))
+    return {"stress": rows, "warnings": [*warnings, *stress_warnings(rows)]}
 
 
-def _own_split(run: Path, split: str, split_sha256: str) -> Subject:
-    if split not in SPLITS:
-        raise ConfigError(f"--split {split}: expected one of {', '.join(SPLITS)}")
-    manifest = read_manifest(run)
-    table = read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
-    check_split(table)
-    index = read_index(run / INDEX_FOLDER, columns_needed(manifest))
-    grouped = _grouped(run, index, manifest)
-    if manifest.patients.source == "dicom":
-        check_patients(table, grouped.images)
-    if split_sha256 not in ("", file_digest(run / SPLIT_FILE)):
+def _cases(subject: Subject, table: pd.DataFrame, facts: ModelFacts) -> Scored:
+    if not (table["status"] == STATUS_OK).any():
         raise RunError(
-            f"{run / SPLIT_FILE}: is not the one that the model was trained with; restore it, or train again"
+            f"not one of {counted(len(table), 'case')} could be predicted; reasons are in {subject.folder / PREDICTIONS_FILE}"
         )
-    wanted = table.loc[table["split"] == split, ["case_id", "label", "patient_key"]]
-    cases = grouped.cases.assign(case_id=text(grouped.cases["case_id"])).merge(wanted, on="case_id", how="inner")
-    if len(cases) < len(wanted):
-        gone = counted(len(wanted) - len(cases), "case")
-        raise RunError(f"{run / SPLIT_FILE}: {gone} of it not found in {run / INDEX_FOLDER}; the run is damaged")
-    images = grouped.images[grouped.images["case_id"].isin(cases["case_id"])].reset_index(drop=True)
-    folder = run / EVALUATION_FOLDER if split == "test" else run / EVALUATION_FOLDER / split
-    return Subject(split, cases, images, index, folder, _independence_warnings(manifest, cases["patient_key"]))
+    return scored(table, subject.cases["patient_key"], facts)
 
 
-def _grouped(run: Path, index: Index, manifest: Manifest) -> Cases:
-    """The run's images as its training had them; what `sheet.facts` told of them is in the run, as the rules went by it too."""
-    rules, known = manifest.rules, run / SHEET_FACTS_FILE
-    if known.is_file():
-        told = read_table(known, ["source", "path"])
-        facts = told.columns.drop(["source", "path"])
-        table = index.table.reset_index(drop=True)
-        of_row = table[["source", "path"]].astype("str").merge(told, how="left", on=["source", "path"])
-        table = table.assign(**{name: of_row[name].astype("category") for name in facts})
-        index = replace(index, table=table.loc[of_row[facts[0]].notna().to_numpy()].reset_index(drop=True))
-        rules = rules.model_copy(
-            update={"include": {}, "exclude": {}, "series": "all"}
-        )  # those that are left passed them
-    return group_images(index, manifest.unit, rules, drop_collisions=True, facts=manifest.facts)
+def _record(
+    subject: Subject,
+    predictions: Predictions,
+    cases: Scored,
+    evaluation: Evaluation,
+    facts: ModelFacts,
+    config: Config,
+) -> dict[str, Any]:
+    """What metrics.json holds, but for cross-validation and stress."""
+    resamples, seed = config.evaluation.resamples, config.seed
+    done = predictions.cases["status"] == STATUS_OK
+    case_ids = predictions.cases["case_id"][done].reset_index(drop=True)
+    units, units_left_out = by_unit(cases, case_ids, predictions.images, facts, patients_known=_patients_known(subject))
+    values = group_values(subject.images, case_ids, config.evaluation.subgroups)
+    groups, falling_behind = subgroups(cases, values, resamples=resamples, seed=seed)
+    failed = int((~done).sum())
+    warnings = [*subject.warnings, *evaluation.warnings, *falling_behind]
+    return {
+        "split": subject.name,
+        "unit": facts.unit,
+        **evaluation.to_json(),
+        "failed": failed,
+        "calibration": _calibration(subject, predictions, evaluation, facts),
+        "by": {unit: _with_intervals(each, affordable(resamples, len(each)), seed) for unit, each in units.items()},
+        "by_left_out": units_left_out,
+        "subgroups": groups,
+        "warnings": _brief([*warnings, *_further_warnings(failed, len(done), facts, config)]),
+        "model": facts.name,
+        "model_digest": facts.digest,
+        "intended_use": RESEARCH_ONLY,
+    }
 
 
-def _other_data(run: Path, data: str, root: Path | None, model: TrainedModel, progress: bool) -> Subject:
-    opened = open_dataset(data, root)
-    manifest = opened.manifest
-    assert manifest is not None
-    for name, own, others in (
-        ("classes", model.facts.classes, manifest.classes),
-        ("unit", model.facts.unit, manifest.unit),
-    ):
-        if own != others:
-            raise ConfigError(f"--data {data}: its {name} is {others}, the model's is {own}")
-    key = opened.key()
-    check_labels(opened, manifest, key)
-    folder = run / EVALUATION_FOLDER / f"data-{manifest.name}"
-    index = opened.index(key, out=folder / INDEX_FOLDER, columns=columns_needed(manifest), progress=progress)
-    labelled = labelled_cases(index, opened, manifest, key, progress=progress)
-    _refuse_shared(run, data, labelled, manifest)
-    warnings = labelled.warnings
-    if key.fingerprint != identity_fingerprint(run):
-        warnings += (
-            f"{NOT_PROVEN}: the run's patients were hashed under another key, so shared patients cannot be found",
-        )
-    return Subject(manifest.name, labelled.cases, labelled.images, index, folder, warnings)
-
-
-def _refuse_shared(run: Path, data: str, labelled: Cases, manifest: Manifest) -> None:
-    """RunError if patients or images of `labelled` were trained or validated on.
-
-    Images are told by SOPInstanceUID, without one by name and size. Stand-ins for patients say nothing across datasets.
-    """
-    table = read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
-    check_split(table)
-    fitted = table[table["split"] != "test"]
-    own = read_manifest(run)
-    before = _grouped(run, read_index(run / INDEX_FOLDER, columns_needed(own)), own).images
-    before = before[before["case_id"].isin(fitted["case_id"])]
-    seen = set(fitted["patient_key"])
-    if own.patients.source == "dicom":  # near-duplicates may have joined patients under another's key
-        seen |= set(text(before["patient_key"]).unique())
-    patients = text(labelled.cases["patient_key"])
-    known = ~patients.str.startswith(UNKNOWN_PATIENT) & (manifest.patients.source != "blocks")
-    seen |= {group for patient, group in labelled.joined.items() if patient in seen}
-    shared = patients[known & patients.isin(seen)].nunique()
-    images = int(_image_identities(labelled.images).isin(_image_identities(before)).sum())
-    if shared or images:
-        raise RunError(
-            f"--data {data}: {shared} of its patients and {images} of its images were trained or validated on; "
-            "the figures would be wrong, so nothing is done"
-        )
-
-
-def _image_identities(images: pd.DataFrame) -> pd.Series:
-    by_name = text(images["path"]).str.replace(r"^.*/", "", regex=True) + "\x1f" + images["bytes"].astype("str")
-    uid = text(images["sop_instance_uid"])
-    return uid.where(uid != "", by_name)
-
-
-def _independence_warnings(manifest: Manifest, patients: pd.Series) -> tuple[str, ...]:
-    """Why patients may stand in two splits although no key does."""
-    if manifest.patients.source == "blocks":
-        return (f"{NOT_PROVEN}: patients are blocks of consecutive numbers",)
-    unknown = int(patients.str.startswith(UNKNOWN_PATIENT).sum())
-    cases = counted(len(patients), "case")
-    return (f"{NOT_PROVEN}: {unknown} of {cases} without a known patient",) if unknown else ()
-
-
-def _without_pixels(result: ImageResult) -> ImageResult:
-    """Evaluation keeps every result until the end, so not their pixels."""
-    return ImageResult(result.file, result.failure, None, result.probabilities, None, result.shown)
-
-
-def _numbers(subject: Subject, cases: pd.DataFrame, model: TrainedModel, config: Config) -> Evaluation:
-    facts = model.facts
-    done = cases["status"] == STATUS_OK
-    if not done.any():
-        raise RunError(
-            f"not one of {counted(len(cases), 'case')} could be predicted; reasons are in {subject.folder / 'predictions.csv'}"
-        )
-    label = (
-        cases.loc[done, "label"].map({name: place for place, name in enumerate(facts.classes)}).to_numpy(dtype=np.int64)
-    )
-    return evaluate_predictions(
-        label,
-        cases.loc[done, probability_columns(facts.classes)].to_numpy(),
-        subject.cases["patient_key"].to_numpy()[done.to_numpy()],
-        classes=facts.classes,
-        positive=facts.positive_index,
-        threshold=facts.threshold,
-        resamples=config.evaluation.resamples,
-        seed=config.seed,
-    )
-
-
-def _record(subject: Subject, cases: pd.DataFrame, evaluation: Evaluation, model: TrainedModel) -> dict[str, Any]:
-    failed = int((cases["status"] != STATUS_OK).sum())
-    warnings = [*subject.warnings, *evaluation.warnings]
+def _further_warnings(failed: int, cases: int, facts: ModelFacts, config: Config) -> list[str]:
+    warnings = []
+    if unknown := unusable_columns(config.evaluation.subgroups):
+        warnings.append(f"evaluation.subgroups: {', '.join(unknown)}: no column of the index that makes groups.")
     if failed:
         warnings.append(
-            f"{failed} of {counted(len(cases), 'case')} could not be predicted, so not in the figures (predictions.csv says why)"
+            f"{failed} of {counted(cases, 'case')} could not be predicted, so not in the figures (predictions.csv says why)"
         )
-    if model.facts.notice:
-        warnings.append(model.facts.notice)
-    record = {"split": subject.name, "unit": model.facts.unit, **evaluation.to_json(), "failed": failed}
-    return record | {"warnings": _brief(warnings), "model": model.facts.name, "intended_use": RESEARCH_ONLY}
+    return [*warnings, facts.notice] if facts.notice else warnings
+
+
+def _patients_known(subject: Subject) -> bool:
+    blocks = subject.manifest.patients.source == "blocks"
+    return not blocks and not subject.cases["patient_key"].str.startswith(UNKNOWN_PATIENT).all()
+
+
+def _with_intervals(cases: Scored, resamples: int, seed: int) -> dict[str, Any]:
+    return {name: one.to_json() for name, one in intervals(cases, resamples, seed)[0].items()}
+
+
+def _calibration(
+    subject: Subject, predictions: Predictions, evaluation: Evaluation, facts: ModelFacts
+) -> dict[str, Any]:
+    """What the validation split decided, and the calibration error of these cases without and with its temperature."""
+    before = values_of(scored(predictions.uncalibrated, subject.cases["patient_key"], facts))
+    return {
+        "temperature": facts.temperature,
+        "threshold": evaluation.threshold,
+        "thresholds": dict(facts.thresholds),
+        "threshold_rule": facts.threshold_rule,
+        "ece_before": before["ece"],
+        "ece_after": evaluation.metrics["ece"].value,
+    }
 
 
 def _brief(warnings: Sequence[str]) -> list[str]:
@@ -267,99 +196,126 @@ def _brief(warnings: Sequence[str]) -> list[str]:
     ]
 
 
-def _pictures(
-    run: Path, subject: Subject, cases: pd.DataFrame, images: pd.DataFrame, evaluation: Evaluation, model: TrainedModel
+def _write(
+    run: Path,
+    subject: Subject,
+    predictions: Predictions,
+    model: TrainedModel,
+    config: Config,
+    record: dict[str, Any],
+    evaluation: Evaluation,
+    drawn: Curves,
 ) -> None:
-    facts, folder = model.facts, subject.folder
-    note = f"{facts.name}, {subject.name}. {facts.notice + '. ' if facts.notice else ''}{RESEARCH_ONLY}."
-    done = cases[cases["status"] == STATUS_OK]
-    figures.confusion_matrix(folder / "confusion_matrix.png", evaluation.confusion, facts.classes, note=note)
-    figures.roc(folder / "roc.png", _roc_lines(subject, done, evaluation, model), note=note)
-    history = pd.read_csv(run / HISTORY_FILE)
-    of_the_run = note.replace(f"{facts.name}, {subject.name}.", f"{facts.name}.", 1)
-    figures.history(folder / "history.png", history, best_epoch=facts.best_epoch, note=of_the_run)
-    figures.class_histogram(folder / "class_histogram.png", read_table(run / SPLIT_FILE), note=of_the_run)
-    figures.gallery(folder / "gallery.png", _tiles(subject, done, images, model), note=note)
+    """Pictures, then the files that hold all numbers, then the report of them."""
+    folder, lines = subject.folder, drawn.to_json()
+    items = gallery_items(model, predictions.cases, predictions.images, subject.images, subject.index.roots)
+    _pictures(run, subject, evaluation, drawn, items, model.facts)
+    write_whole(folder / CURVES_FILE, json.dumps(lines, allow_nan=False) + "\n")
+    write_whole(folder / METRICS_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    environment = run / ENVIRONMENT_FILE
+    content = RunReport(
+        record=record,
+        facts=model.facts,
+        config=config,
+        manifest=subject.manifest,
+        curves=lines,
+        members=_members(run, model.facts),
+        split=read_table(run / SPLIT_FILE) if subject.own else None,
+        flow=flow(subject.index, subject.dataset),
+        audit=_audit(run, subject),
+        environment=json.loads(environment.read_text()) if environment.is_file() else {},
+        gallery=items,
+    )
+    write_run_report(folder, content)
 
 
-def _roc_lines(
-    subject: Subject, done: pd.DataFrame, evaluation: Evaluation, model: TrainedModel
-) -> list[figures.RocLine]:
-    """One line for two classes; one against rest for each of more. Where it is not defined, the figure says so."""
-    facts = model.facts
-    patients = done["case_id"].map(subject.cases.set_index("case_id")["patient_key"]).to_numpy()
-    positive = facts.positive_index
-    lines = []
-    for place in range(len(facts.classes)) if positive is None else (positive,):
-        name = facts.classes[place]
-        truth = (done["label"] == name).to_numpy()
-        area = evaluation.metrics["auroc" if positive is not None else f"auroc_{name}"]
-        points = roc_points(truth, done[f"p_{name}"].to_numpy(), patients)
-        lines.append(figures.RocLine(name, points, area, facts.threshold if positive is not None else None))
-    return lines
+def _audit(run: Path, subject: Subject) -> Mapping[str, Any] | None:
+    """What an audit of the run's data says: made in seconds when first asked for, and kept; None of other data."""
+    if not subject.own:
+        return None
+    path, manifest = run / AUDIT_FILE, subject.manifest
+    known = read_audit(path, manifest)
+    if known is None:
+        index, split = read_index(run / INDEX_FOLDER), read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
+        known = quick_audit(subject.dataset, index, manifest, split)
+        write_whole(path, json.dumps(known, indent=2, allow_nan=False) + "\n")
+    return known
 
 
-def _tiles(subject: Subject, done: pd.DataFrame, images: pd.DataFrame, model: TrainedModel) -> list[figures.Tile]:
-    """Cases of every outcome (actual, predicted) in turn, each by its image with the highest probability of the class shown."""
-    facts, chosen = model.facts, _gallery_cases(done).to_dict("records")
-    usable = images[images["status"] == STATUS_OK]
-    shown = [
-        facts.classes.index(case["predicted"]) if facts.positive_index is None else facts.positive_index
-        for case in chosen
-    ]
-    rows = [
-        usable.loc[usable["case_id"] == case["case_id"], f"p_{facts.classes[place]}"].idxmax()
-        for case, place in zip(chosen, shown, strict=True)
-    ]
-    results = predict_files(model, image_files(subject.images.loc[rows], subject.index.roots), keep_shown=True)
+def _members(run: Path, facts: ModelFacts) -> list[Member]:
+    """The networks with their histories; the only one has no name."""
     return [
-        figures.Tile(
-            heatmap_picture(model, result, place),
-            case["label"],
-            case["predicted"],
-            float(case[f"p_{case['predicted']}"]),
-        )
-        for case, place, result in zip(chosen, shown, results, strict=True)
-        if result.failure is None
+        Member(folder.name if facts.members else "", read_model(folder), _history(folder))
+        for folder in member_folders(run, facts)
     ]
 
 
-def _gallery_cases(done: pd.DataFrame) -> pd.DataFrame:
-    rank = done.groupby(["label", "predicted"]).cumcount()
-    return (
-        done.assign(rank=rank)
-        .sort_values("rank", kind="stable")
-        .head(GALLERY_TILES)
-        .sort_values(["label", "predicted"], kind="stable")
-    )
+def _history(folder: Path) -> pd.DataFrame | None:
+    return pd.read_csv(folder / HISTORY_FILE) if (folder / HISTORY_FILE).is_file() else None
 
 
-def heatmap_picture(model: TrainedModel, result: ImageResult, shown: int) -> np.ndarray:
-    """The image with its evidence for class `shown` over it, (rows, columns, 3) uint8, at its own resolution."""
-    prepared = result.prepared
-    if prepared is None or prepared.shown is None or result.evidence is None:
-        raise ValueError("a picture needs a predicted image whose pixels were kept")
-    evidence = evidence_in_source(
-        result.evidence[shown], model.geometry, prepared.affine, prepared.source_shape, model.facts.preprocessing.size
-    )
-    return overlay(prepared.shown.astype(np.float32) / 255.0, evidence, model.facts.heatmap_scale)
+def _pictures(
+    run: Path,
+    subject: Subject,
+    evaluation: Evaluation,
+    drawn: Curves,
+    items: Sequence[GalleryItem],
+    facts: ModelFacts,
+) -> None:
+    folder = subject.folder
+    note = f"{facts.name}, {subject.name}. {facts.notice + '. ' if facts.notice else ''}{RESEARCH_ONLY}."
+    if not facts.several:  # of several findings there is one table each: they are in metrics.json and on the page
+        figures.confusion_matrix(folder / "confusion_matrix.png", evaluation.confusion, facts.classes, note=note)
+    figures.roc(folder / "roc.png", _roc_lines(drawn, evaluation), note=note)
+    of_the_run = note.replace(f"{facts.name}, {subject.name}.", f"{facts.name}.", 1)
+    history = pd.read_csv(run / HISTORY_FILE)
+    figures.history(folder / "history.png", history, best_epoch=facts.best_epoch, note=of_the_run)
+    figures.class_histogram(folder / "class_histogram.png", _split_by_class(run, facts), note=of_the_run)
+    figures.gallery(folder / "gallery.png", tiles(items), note=note)
 
 
-def summary_lines(
-    record: dict[str, Any], names: Sequence[str] = ("accuracy", "sensitivity", "specificity", "f1", "auroc")
-) -> list[str]:
+def _split_by_class(run: Path, facts: ModelFacts) -> pd.DataFrame:
+    """split.csv; of several findings one row each."""
+    table = read_table(run / SPLIT_FILE)
+    if not facts.several:
+        return table
+    findings = pd.Series([findings_of(label, facts.classes) for label in table["label"]], dtype=object)
+    return table.assign(label=findings).explode("label")
+
+
+def _roc_lines(drawn: Curves, evaluation: Evaluation) -> list[figures.RocLine]:
+    """One line for two classes; one each for more. Where none is defined, the figure says so."""
+    named = evaluation.positive is None
+    return [
+        figures.RocLine(
+            name, points, evaluation.metrics[f"auroc_{name}" if named else "auroc"], evaluation.thresholds.get(name)
+        )
+        for name, points in drawn.roc.items()
+    ]
+
+
+def summary_lines(record: dict[str, Any], names: Sequence[str] = MAIN_METRICS) -> list[str]:
     """The main figures as text, each with its interval."""
     proven = "" if not any(NOT_PROVEN in warning for warning in record["warnings"]) else f" ({NOT_PROVEN})"
     of_whom = f"{counted(record['cases'], 'case')} of {counted(record['patients'], 'patient')}"
     lines = [f"{record['split']}: {of_whom}{proven}"]
-    for name in names:
-        metric = record["metrics"].get(name)
-        if metric is None or metric["value"] is None:
-            lines.append(f"  {name:<12} not defined here")
-        elif metric["low"] is None:
-            lines.append(f"  {name:<12} {metric['value']:.3f}")
-        else:
-            lines.append(
-                f"  {name:<12} {metric['value']:.3f}  (95 % interval {metric['low']:.3f} to {metric['high']:.3f})"
-            )
+    lines += [figure_line(name, record["metrics"].get(name)) for name in names]
+    if folds := record.get("cross_validation"):
+        of_whom = f"{counted(folds['cases'], 'case')} of {counted(folds['patients'], 'patient')}"
+        lines.append(f"cross-validation: {of_whom}, each by the network that was not trained on it")
+        lines += [figure_line(name, folds["metrics"].get(name)) for name in names if name != "auroc"]
+        lines.append(figure_line("auroc", folds["within_folds"]["auroc"]) + ", the mean of the folds'")
+    for row in record.get("stress", []):
+        value, drop = (row[what].get("auroc", {}).get("value") for what in ("metrics", "drop"))
+        if value is not None:
+            lines.append(f"  under {row['name']}: auroc {value:.3f}, a drop of {drop:.3f}")
     return lines
+
+
+def figure_line(name: str, metric: dict[str, float | None] | None) -> str:
+    """A metric with its interval, as text."""
+    if metric is None or metric["value"] is None:
+        return f"  {name:<12} not defined here"
+    if metric["low"] is None:
+        return f"  {name:<12} {metric['value']:.3f}"
+    return f"  {name:<12} {metric['value']:.3f}  (95 % interval {metric['low']:.3f} to {metric['high']:.3f})"

@@ -7,7 +7,7 @@ the mean over the cells is the logit margin: 0 means "speaks for neither", so no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -20,17 +20,46 @@ SCALE_PERCENTILE = 99.0
 """Of the positive evidence on the validation split: the colours' full scale, so that one freak cell does not dim all others."""
 
 
-def class_evidence(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Evidence (batch, classes, cell rows, cell columns) from `features` (batch, channels, cell rows, cell columns).
+def class_evidence(
+    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, several: bool = False
+) -> torch.Tensor:
+    """Evidence (batch, classes, *cells) from `features` (batch, channels, *cells), cells along two axes or three.
 
     Two classes: the logit margin of each over the other. More: weights centred over the classes, because the weights
-    themselves are not identifiable (adding a vector to all of them changes no probability).
+    themselves are not identifiable (adding a vector to all of them changes no probability). `several` labels at once: each
+    one's own logit, which is identifiable, because each has a probability of its own.
     """
-    if len(weight) == 2:
+    if several:
+        contrast, offset = weight, bias
+    elif len(weight) == 2:
         contrast, offset = weight - weight.flip(0), bias - bias.flip(0)
     else:
         contrast, offset = weight - weight.mean(dim=0), bias - bias.mean()
-    return torch.einsum("bchw,kc->bkhw", features, contrast) + offset[None, :, None, None]
+    cells = torch.einsum("bc...,kc->bk...", features, contrast)
+    return cells + offset.view(1, -1, *[1] * (cells.ndim - 2))
+
+
+def mirrored_back(evidence: torch.Tensor, axes: Sequence[int], geometry: Geometry, input_size: int) -> torch.Tensor:
+    """Evidence (..., cell rows, cell columns) of an image of `input_size` mirrored along `axes` (-1, -2), on the cells of the image
+    as it was.
+
+    Cell i looks at pixel offset + stride·i, its mirror image at size - 1 - that, which is no cell's centre as a rule: evidence is
+    interpolated between the centres, and beyond the outermost one holds what it says (as in `map_back`).
+    """
+    for axis in axes:
+        evidence = torch.movedim(
+            torch.movedim(evidence, axis, -1) @ _mirror(evidence, axis, geometry, input_size), -1, axis
+        )
+    return evidence
+
+
+def _mirror(evidence: torch.Tensor, axis: int, geometry: Geometry, input_size: int) -> torch.Tensor:
+    """(cells, cells) weights: column i says of which cells of the mirrored image cell i is made."""
+    cells = np.arange(evidence.shape[axis])
+    places = geometry.cell_offset + geometry.cell_stride * cells
+    mirrored = (input_size - 1 - places - geometry.cell_offset) / geometry.cell_stride
+    weights = np.stack([np.interp(mirrored, cells, row) for row in np.eye(len(cells))])
+    return torch.from_numpy(weights).to(evidence)
 
 
 def heatmap_scale(evidence: Iterable[NDArray[np.float32]]) -> float:

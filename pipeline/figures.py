@@ -69,14 +69,15 @@ SPLITS = ("train", "validation", "val", "test")
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a gallery: `picture` (rows, columns, 3) uint8, actual and predicted class, the predicted class's
-    probability 0-1, and a title that names the case (never the patient)."""
+    """One picture of a gallery: `picture` (rows, columns, 3) uint8, actual and predicted class, the probability 0-1 of the class `about`
+    (of the predicted one where empty), and a title that names the case (never the patient)."""
 
     picture: NDArray[np.uint8]
     actual: str
     predicted: str
     probability: float
     title: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,11 @@ def _tile(axes: Axes, tile: Tile) -> None:
     axes.spines[:].set(visible=True, color=colour, linewidth=3, linestyle="-" if right else (0, (3, 1.5)))
     axes.set_title("✓" if right else "✗", fontsize=13, fontweight="bold", color=colour, loc="left", pad=5)
     axes.set_title(_short(tile.title, 22), fontsize=9, loc="right", pad=5)
-    said = f"predicted {_short(tile.predicted, 20)} {tile.probability:.0%}"
+    said = f"predicted {_short(tile.predicted, 20)}"
+    if tile.about in ("", tile.predicted):
+        said += f" {tile.probability:.0%}"
+    else:
+        said += f" ({_short(tile.about, 10)} {tile.probability:.0%})"
     axes.set_xlabel(f"{said}\nactual {_short(tile.actual, 20)}", color=BLACK, fontsize=9, labelpad=5)
 
 

@@ -1,117 +1,45 @@
 """Fitting a network with MONAI's engines: epochs of training, each followed by validation, recorded and resumable.
 
-Events: MONAI's trainer runs the epochs; `ValidationHandler` runs the evaluator after each; then the learning rate is stepped,
-a row goes to `history.csv` and TensorBoard, and `checkpoint.pt` is written whole. The rows decide what is best and when to
-stop, so a resumed run decides alike.
+Events: MONAI's trainer runs the epochs and `TrainingStep` their steps; `ValidationHandler` runs the evaluator after each; then the learning
+rate is set, a row goes to `history.csv` and TensorBoard, and `checkpoint.pt` is written whole. The rows decide what is best and when to
+stop, so a resumed run decides alike. Under torchrun several processes share each step; the main one writes and speaks.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
-from ignite.metrics import Accuracy, Average, EpochMetric
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 from monai.inferers import SimpleInferer
-from sklearn.metrics import roc_auc_score
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
+from pipeline import distributed
+from pipeline.checkpoint import HISTORY_COLUMNS as HISTORY_COLUMNS
+from pipeline.checkpoint import Fit as Fit
 from pipeline.config import Training
-from pipeline.errors import RunError
-from pipeline.feed import BatchSampler, LabelledImages
-from pipeline.files import whole_file
-from pipeline.model import Classifier
+from pipeline.errors import ConfigError, RunError
+from pipeline.feed import BatchSampler, InOrder, TrainingData, strata
+from pipeline.losses import ImageLosses, image_losses
+from pipeline.optimization import MovingAverage, Schedule, Unfreezing, make_optimizer
 from pipeline.progress import say
-from pipeline.run import CHECKPOINT_FILE, HISTORY_FILE, write_table
+from pipeline.training_step import Bfloat16Inferer, TrainingStep
+from pipeline.validation import ValidationFigures
+from pipeline.watch import TENSORBOARD_FOLDER, Curves, Watch
 
-HISTORY_COLUMNS = [
-    "epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_auroc", "learning_rate", "images_per_second", "seconds",
-]  # fmt: skip
-WAITING_SAID = 0.03
-"""Share of an epoch's training spent waiting for images from which its line says so."""
-
-
-@dataclass
-class Fit:
-    """A fit in progress: everything that a checkpoint holds."""
-
-    network: Classifier
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None
-    settings: Training
-    run: Path
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    waiting: list[float] = field(default_factory=list)
-    """Of each epoch of this session, the share of its training that was spent waiting for images."""
-
-    @property
-    def best_epoch(self) -> int:
-        """The first epoch with the best value of `select`; NaN is never best."""
-        sign = -1.0 if self.settings.select == "val_loss" else 1.0
-        values = [(sign * row[self.settings.select], row["epoch"]) for row in self.history]
-        finite = [pair for pair in values if not math.isnan(pair[0])]
-        return int(max(finite, key=lambda pair: (pair[0], -pair[1]))[1]) if finite else 1
-
-    @property
-    def ended(self) -> str:
-        """Why no further epoch begins; '' if one does."""
-        done = len(self.history)
-        if done >= self.settings.epochs:
-            return f"all {done} epochs"
-        if done and self.settings.early_stopping and done - self.best_epoch >= self.settings.early_stopping:
-            return f"early stopping after epoch {done}: epoch {self.best_epoch} was the best"
-        if self.settings.max_minutes and sum(row["seconds"] for row in self.history) >= 60 * self.settings.max_minutes:
-            return f"time limit of {self.settings.max_minutes:g} minutes after epoch {done}"
-        return ""
-
-    def save(self) -> None:
-        """`checkpoint.pt`, whole: tensors and plain values only, so it loads with `weights_only`."""
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict() if self.schedule else {},
-            "history": self.history,
-            "best_weights": self.best_weights,
-        }
-        with whole_file(self.run / CHECKPOINT_FILE) as file:
-            torch.save(state, file)
-
-    def resume(self) -> None:
-        """Continues from `checkpoint.pt` if it is there."""
-        path = self.run / CHECKPOINT_FILE
-        if not path.is_file():
-            return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.schedule:
-                self.schedule.load_state_dict(state["schedule"])
-            self.history, self.best_weights = state["history"], state["best_weights"]
-        except (RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise RunError(
-                f"{path}: does not fit this configuration; train into another folder, or give the one it was begun with"
-            ) from error
+EPOCH_SEEDS_APART, RANK_SEEDS_APART = 100_003, 1_000_000_007
+"""Between the seeds of dropout of two runs, and of two processes: more than any training has epochs, and any sweep has seeds."""
 
 
 def fit(
-    network: Classifier,
-    training: LabelledImages,
-    validation: LabelledImages,
+    network: nn.Module,
+    training: TrainingData,
+    validation: TrainingData,
     settings: Training,
     *,
     run: Path,
@@ -119,36 +47,93 @@ def fit(
     device: torch.device,
     progress: bool,
 ) -> Fit:
-    """Trains `network` and returns the fit with the best epoch's weights; resumes from a checkpoint in `run`."""
-    network.to(device).to(memory_format=torch.channels_last)
-    state = _start(network, settings, run)
-    state.resume()
+    """Trains `network` and returns the fit with the best epoch's weights; resumes from a checkpoint in `run`.
+
+    `network` takes what `training.input` gives to (n, k) logits. RunError where the loss is no number any more, the disk is full, or the
+    checkpoint is another training's; ConfigError where there are fewer images than a step's parts need.
+    """
+    progress = progress and distributed.is_main()
+    _place(network, device)
+    batches = _batches(training, settings, seed, lambda: len(state.history) + 1)
+    state = _start(network, settings, run, batches.steps)
+    state.resume(clean=distributed.is_main())
     if not state.ended:
-        _run_epochs(state, training, validation, seed, device, progress)
+        _run_epochs(state, training, validation, batches, seed, device, progress)
+    elif distributed.is_main():
+        _write_again(state)
     if progress:
         say(f"training ended: {state.ended}")
     return state
 
 
-def _start(network: Classifier, settings: Training, run: Path) -> Fit:
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    optimizer = kind(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    plateau = settings.plateau
-    schedule = None
-    if plateau:
-        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=plateau.factor, patience=plateau.patience, min_lr=plateau.minimum
+def _place(network: nn.Module, device: torch.device) -> None:
+    """On the device, its 2-D convolutions channels last, which is the faster on either kind of device."""
+    network.to(device)
+    if not any(parameter.ndim == 5 for parameter in network.parameters()):
+        network.to(memory_format=torch.channels_last)
+
+
+def _batches(training: TrainingData, settings: Training, seed: int, epoch: Callable[[], int]) -> BatchSampler:
+    batches = BatchSampler(
+        len(training.labels),
+        settings.batch_size,
+        seed=seed,
+        epoch=epoch,
+        accumulate=settings.accumulate,
+        processes=distributed.processes(),
+        rank=distributed.rank(),
+        strata=strata(training.labels) if settings.sampling == "balanced" else (),
+    )
+    least = 2 * settings.accumulate * distributed.processes()
+    if settings.batch_size < least:
+        raise ConfigError(
+            f"training.batch_size: expected at least {least}, two images for each part of each process, found {settings.batch_size}"
         )
-    return Fit(network, optimizer, schedule, settings, run)
+    if not len(batches):
+        raise ConfigError(
+            f"training images: expected at least two for each process, found {len(training.labels)} for {distributed.processes()}"
+        )
+    return batches
+
+
+def _start(network: nn.Module, settings: Training, run: Path, epoch_steps: int) -> Fit:
+    optimizer = make_optimizer(network, settings)
+    schedule = Schedule(optimizer, settings, epoch_steps)
+    average = MovingAverage(network, settings.ema) if settings.ema else None
+    return Fit(network, optimizer, schedule, settings, run, average)
 
 
 def _run_epochs(
-    state: Fit, training: LabelledImages, validation: LabelledImages, seed: int, device: torch.device, progress: bool
-) -> None:
-    settings, on_gpu = state.settings, device.type == "cuda"
-    classes = state.network.head.out_features
-    loss = nn.CrossEntropyLoss(weight=_class_weights(training.labels, classes, settings.class_weights)).to(device)
+    state: Fit, training: TrainingData, validation: TrainingData, batches: BatchSampler, seed: int, device: torch.device, progress: bool
+) -> None:  # fmt: skip
+    epochs = state.settings.epochs
+    losses = image_losses(training.labels, _classes(state.network, training), state.settings).to(device)
+    step = TrainingStep(state, losses, batches, seed)
+    trainer, evaluator = _engines(state, training, validation, losses, step, batches, device)
+    watch = Watch(
+        epochs=epochs, batches=len(batches), images=batches.images, device=device, show=progress, lost=_lost(state)
+    )
+    curves = _curves(state)
+    unfreezing = Unfreezing(state.network, state.settings.unfreeze_every)
+    trainer.add_event_handler(Events.EPOCH_STARTED, _begin_epoch, state, unfreezing, seed)
+    watch.attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, _before_validation, state)
+    ValidationHandler(interval=1, validator=evaluator).attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, _record, evaluator, state, step, watch, curves)
+    trainer.load_state_dict({"epoch": len(state.history), "max_epochs": epochs, "epoch_length": len(batches)})
+    try:
+        trainer.run()
+    finally:
+        watch.close()
+        if curves:
+            curves.close()
+
+
+def _engines(
+    state: Fit, training: TrainingData, validation: TrainingData, losses: ImageLosses, step: TrainingStep, batches: BatchSampler,
+    device: torch.device,
+) -> tuple[SupervisedTrainer, SupervisedEvaluator]:  # fmt: skip
+    on_gpu, settings, processes = device.type == "cuda", state.settings, distributed.processes()
     options: dict[str, Any] = {
         "device": device,
         "non_blocking": on_gpu,
@@ -156,181 +141,101 @@ def _run_epochs(
         "inferer": Bfloat16Inferer() if on_gpu else SimpleInferer(),
         "to_kwargs": {},
     }
-    evaluator = SupervisedEvaluator(
-        val_data_loader=validation.loader(BatchSampler(len(validation), settings.batch_size), on_gpu=on_gpu),
-        network=state.network,
-        prepare_batch=validation.input,
-        key_val_metric={"val_accuracy": Accuracy(output_transform=_pred_and_label, device=device)},
-        additional_metrics={
-            "val_loss": Average(output_transform=lambda output: _losses(loss, output), device=device),
-            "val_auroc": EpochMetric(_auroc, output_transform=_pred_and_label, check_compute_fn=False, device=device),
-        },
-        **options,
-    )
-    batches = BatchSampler(
-        len(training), settings.batch_size, seed=seed, epoch=lambda: trainer.state.epoch, drop_single=True
-    )
     trainer = SupervisedTrainer(
         max_epochs=settings.epochs,
         train_data_loader=training.loader(batches, on_gpu=on_gpu),
         network=state.network,
         optimizer=state.optimizer,
-        loss_function=loss,
-        optim_set_to_none=True,
+        loss_function=losses,
         prepare_batch=training.input,
-        # On the device: metrics on the CPU would make each step wait for the GPU.
-        key_train_metric={"train_accuracy": Accuracy(output_transform=_pred_and_label, device=device)},
-        additional_metrics={
-            "train_loss": Average(output_transform=lambda output: _losses(loss, output), device=device)
-        },
+        iteration_update=step,
         **options,
     )
-    _attach(trainer, evaluator, state, batches.images, seed, progress)
-    with SummaryWriter(state.run / "tensorboard", purge_step=len(state.history) + 1) as writer:
-        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: _to_tensorboard(writer, state.history[-1]))
-        trainer.load_state_dict(
-            {"epoch": len(state.history), "max_epochs": settings.epochs, "epoch_length": len(batches)}
-        )
-        trainer.run()
-
-
-class Bfloat16Inferer(SimpleInferer):
-    """The forward pass in bfloat16, its result in float32.
-
-    MONAI's own `amp` scales gradients, which bfloat16 does not need, and asks the GPU in each step whether they are finite.
-    """
-
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
-            return super().__call__(inputs, network, *args, **kwargs).float()
-
-
-def _attach(
-    trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: Fit, images: int, seed: int, progress: bool
-) -> None:
-    """Handlers in the order in which they run at the end of an epoch of `images`."""
-    began, trained = [0.0], [0.0]
-    waiting = _Waiting()
-
-    def begin(engine: Engine) -> None:
-        began[0] = time.monotonic()
-        torch.manual_seed(
-            seed * 100_003 + engine.state.epoch
-        )  # dropout; a resumed epoch draws what it would have drawn
-
-    def stop_watch(_: Engine) -> None:
-        trained[0] = time.monotonic()
-
-    def record(engine: Engine) -> None:
-        row = _history_row(engine, evaluator, state.optimizer)
-        row["images_per_second"] = images / (trained[0] - began[0])
-        state.waiting.append(waiting.share_of(trained[0] - began[0]))
-        row["seconds"] = time.monotonic() - began[0]
-        state.history.append(row)
-        if not math.isfinite(row["train_loss"]):
-            kept = f"the last good state is in {state.run / CHECKPOINT_FILE}: " if len(state.history) > 1 else ""
-            raise RunError(
-                f"the training loss is {row['train_loss']} in epoch {int(row['epoch'])}; {kept}"
-                "lower training.learning_rate and train again"
-            )
-        if state.schedule:
-            state.schedule.step(row["val_loss"])
-        if state.best_epoch == row["epoch"]:
-            state.best_weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in state.network.state_dict().items()
-            }
-        state.save()
-        write_table(
-            state.run / HISTORY_FILE, pd.DataFrame(state.history, columns=HISTORY_COLUMNS).astype({"epoch": int})
-        )
-        if progress:
-            say(_line(row, state.settings.epochs, state.waiting[-1]))
-        if state.ended:
-            engine.terminate()
-
-    trainer.add_event_handler(Events.EPOCH_STARTED, begin)
-    waiting.attach(trainer)
-    if progress and sys.stderr.isatty():
-        bar = ProgressBar(desc="epoch", file=sys.stderr)
-        bar.attach(trainer)  # without the loss, which would make each step wait for the GPU
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, stop_watch)
-    ValidationHandler(interval=1, validator=evaluator).attach(trainer)
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, record)
-
-
-class _Waiting:
-    """How long the trainer has waited for its batches since it was last asked."""
-
-    def __init__(self) -> None:
-        self._since, self._sum = 0.0, 0.0
-
-    def attach(self, trainer: SupervisedTrainer) -> None:
-        """Counts from the asking for a batch to its coming."""
-        trainer.add_event_handler(Events.GET_BATCH_STARTED, self._start)
-        trainer.add_event_handler(Events.GET_BATCH_COMPLETED, self._stop)
-
-    def share_of(self, seconds: float) -> float:
-        """Of so many seconds; counts anew."""
-        share, self._sum = self._sum / seconds, 0.0
-        return share
-
-    def _start(self) -> None:
-        self._since = time.monotonic()
-
-    def _stop(self) -> None:
-        self._sum += time.monotonic() - self._since
-
-
-def _history_row(engine: Engine, evaluator: SupervisedEvaluator, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    row = {
-        "epoch": engine.state.epoch,
-        **{name: float(engine.state.metrics[name]) for name in ("train_loss", "train_accuracy")},
-        **{name: float(evaluator.state.metrics[name]) for name in ("val_loss", "val_accuracy", "val_auroc")},
-        "learning_rate": float(optimizer.param_groups[0]["lr"]),
-        "images_per_second": 0.0,
-        "seconds": 0.0,
-    }
-    return {name: row[name] for name in HISTORY_COLUMNS}
-
-
-def _line(row: dict[str, float], epochs: int, waiting: float) -> str:
-    waited = f", {waiting:.0%} of it waiting for images" if waiting >= WAITING_SAID else ""
-    return (
-        f"epoch {int(row['epoch'])}/{epochs}: loss {row['train_loss']:.3f}, validation loss {row['val_loss']:.3f}, "
-        f"accuracy {row['val_accuracy']:.3f}, AUROC {row['val_auroc']:.3f}, {row['images_per_second']:.0f} images/s{waited}, "
-        f"{row['seconds']:.0f} s"
+    part = max(1, settings.batch_size // (settings.accumulate * processes))
+    count = len(validation.labels)
+    shares = InOrder(count, part, processes=processes, rank=distributed.rank())
+    evaluator = SupervisedEvaluator(
+        val_data_loader=validation.loader(shares, on_gpu=on_gpu),
+        network=state.validated,
+        prepare_batch=validation.input,
+        **options,
     )
+    ValidationFigures(losses, count, device).attach(evaluator, "validation")
+    return trainer, evaluator
 
 
-def _to_tensorboard(writer: SummaryWriter, row: dict[str, float]) -> None:
-    for name, value in row.items():
-        if name != "epoch":
-            writer.add_scalar(name, value, int(row["epoch"]))
+def _classes(network: nn.Module, training: TrainingData) -> int:
+    """As the network's head has them; some classes may have no image."""
+    head = getattr(network, "head", None)
+    if isinstance(head, nn.Linear):
+        return head.out_features
+    return training.labels.shape[1] if training.labels.ndim == 2 else int(training.labels.max()) + 1
 
 
-def _pred_and_label(output: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return output["pred"].float(), output["label"]
+def _begin_epoch(trainer: SupervisedTrainer, state: Fit, unfreezing: Unfreezing, seed: int) -> None:
+    epoch, on_gpu = trainer.state.epoch, trainer.state.device.type == "cuda"
+    if unfreezing.begin(epoch) or trainer.network is state.network:
+        trainer.network = distributed.parallel(state.network, on_gpu=on_gpu)
+        if state.settings.compile and on_gpu:
+            trainer.network = torch.compile(trainer.network)
+    trainer.network.train()
+    # Dropout: a resumed epoch draws what it would have drawn.
+    torch.manual_seed(seed * EPOCH_SEEDS_APART + epoch + distributed.rank() * RANK_SEEDS_APART)
 
 
-def _losses(loss: nn.CrossEntropyLoss, output: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(batch, 1) losses: Average takes the first of two axes for the batch, so the mean is over all images."""
-    return nn.functional.cross_entropy(output["pred"].float(), output["label"], weight=loss.weight, reduction="none")[
-        :, None
-    ]
+def _before_validation(_: Engine, state: Fit) -> None:
+    distributed.share_buffers(state.network)
+    distributed.share_buffers(state.validated)
+    state.validated.eval()  # else MONAI's evaluator sets the mode of every layer back and forth for each batch
 
 
-def _auroc(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Two classes: of the second; more: one against rest, macro. NaN where a class is absent."""
-    probabilities, truth = torch.softmax(logits.double(), dim=1).cpu().numpy(), labels.cpu().numpy()
-    if not np.isfinite(probabilities).all() or len(np.unique(truth)) < probabilities.shape[1]:
-        return math.nan
-    if probabilities.shape[1] == 2:
-        return float(roc_auc_score(truth, probabilities[:, 1]))
-    return float(roc_auc_score(truth, probabilities, multi_class="ovr"))
+def _record(
+    trainer: SupervisedTrainer, evaluator: SupervisedEvaluator, state: Fit, step: TrainingStep, watch: Watch, curves: Curves | None
+) -> None:  # fmt: skip
+    """The epoch's row, and all that follows from it."""
+    figures = {"epoch": trainer.state.epoch, "learning_rate": step.rate} | watch.figures() | evaluator.state.metrics
+    row = distributed.on_main(lambda: {name: figures[name] for name in HISTORY_COLUMNS})  # its times are everybody's
+    if not math.isfinite(row["train_loss"]):
+        _lost(state)(row["train_loss"])
+    state.waiting.append(watch.waited())
+    state.add(row)
+    distributed.on_main(lambda: _write(state, curves))
+    watch.say_epoch(row, state.waiting[-1])
+    if state.ended:
+        trainer.terminate()
 
 
-def _class_weights(labels: np.ndarray, classes: int, kind: str) -> torch.Tensor | None:
-    if kind == "none":
+def _curves(state: Fit) -> Curves | None:
+    """TensorBoard's, on the main process."""
+    if not distributed.is_main():
         return None
-    counts = np.maximum(np.bincount(labels, minlength=classes), 1)
-    return torch.tensor(len(labels) / (classes * counts), dtype=torch.float32)
+    with state.written(state.run / TENSORBOARD_FOLDER):
+        return Curves(state.run, state.history)
+
+
+def _write_again(state: Fit) -> None:
+    """History and curves of a fit that had ended: whoever was killed after its last checkpoint has a row less there."""
+    state.write_history()
+    curves = _curves(state)
+    if curves:
+        curves.close()
+
+
+def _write(state: Fit, curves: Curves | None) -> None:
+    state.write()
+    if curves:
+        with state.written(state.run / TENSORBOARD_FOLDER):
+            curves.add(state.history[-1])
+
+
+def _lost(state: Fit) -> Callable[[float], None]:
+    """What ends a training whose loss is no number any more."""
+
+    def end(loss: float) -> None:
+        message = (
+            f"the training loss is {loss} in epoch {len(state.history) + 1}; {state.kept}"
+            "lower training.learning_rate and train again"
+        )
+        raise RunError(message) if distributed.is_main() else distributed.MainEnded(message)
+
+    return end

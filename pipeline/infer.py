@@ -1,17 +1,17 @@
 """Inference: any source to predictions and, for each case, pictures where a radiologist finds them.
 
 Every file of the source is afterwards in `image_predictions.csv`, `rejects.csv` or `exclusions.csv`; every case is a row of
-`predictions.csv`. A stream: of each case only its key images are held until the case is complete.
+`predictions.csv`. A stream: of each case only its key images are held until the case is complete (with volume pooling: the case).
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pipeline.cases import Cases, group_images
@@ -19,19 +19,13 @@ from pipeline.dataset import image_files
 from pipeline.deliver import Case, Delivery, case_content
 from pipeline.errors import ConfigError
 from pipeline.index import Index
-from pipeline.predict import (
-    RASTER_FORMATS,
-    STATUS_OK,
-    ImageResult,
-    TrainedModel,
-    case_table,
-    image_table,
-    load_model,
-    predict_files,
-    scope_reason,
-)  # fmt: skip
+from pipeline.label_arrays import findings_of
+from pipeline.pooling import pool_cases, ranked_attention
+from pipeline.predict import ImageResult, TrainedModel, load_model, predict_files
+from pipeline.prediction_tables import STATUS_OK, case_table, image_table
 from pipeline.progress import track
 from pipeline.run import ModelFacts, read_config, write_table
+from pipeline.scope import RASTER_FORMATS, scope_reason
 from pipeline.sources import open_source
 
 WRITABLE = ("sc",)
@@ -122,14 +116,15 @@ def _predict_and_deliver(
 
 
 class KeyImages:
-    """Of a case's images, as they stream by, those `count` that have the highest probability of each class that it may show.
+    """Of a case's images, as they stream by, the first `count` by rank, for each class that it may show. The rank is the image's
+    probability of the class; with attention pooling its attention; with volume pooling, where all say the same, its highest evidence.
 
     A file that is there twice is a key image once.
     """
 
     def __init__(self, count: int, facts: ModelFacts) -> None:
         positive = facts.positive_index
-        self.count = count
+        self.count, self.pooling = count, facts.network.pooling
         self.best: dict[int, list[tuple[float, int, ImageResult]]] = {
             place: [] for place in (range(len(facts.classes)) if positive is None else (positive,))
         }
@@ -141,7 +136,7 @@ class KeyImages:
             return result
         identity = (result.prepared.digest, result.file.frame)
         for place, best in self.best.items() if identity not in self.seen else ():
-            entry = (float(result.probabilities[place]), -len(self.seen), result)
+            entry = (self._rank(result, place), -len(self.seen), result)
             (heapq.heappush if len(best) < self.count else heapq.heappushpop)(best, entry)
         self.seen.add(identity)
         return replace(
@@ -149,20 +144,28 @@ class KeyImages:
         )
 
     def of(self, shown: int) -> list[ImageResult]:
-        """The key images for class `shown`, the surest first."""
+        """The key images for class `shown`, that of the highest rank first."""
         return [result for _, _, result in sorted(self.best[shown], key=lambda entry: entry[:2], reverse=True)]
+
+    def _rank(self, result: ImageResult, place: int) -> float:
+        if self.pooling == "attention" and result.attention is not None:
+            return float(ranked_attention(result.attention))
+        if self.pooling == "volume" and result.evidence is not None:
+            return float(result.evidence[place].max())
+        return float(result.probabilities[place]) if result.probabilities is not None else -math.inf
 
 
 def _case(case_id: str, results: list[ImageResult], model: TrainedModel, out_of_scope: str) -> Case:
-    predicted_images = [result.probabilities for result in results if result.probabilities is not None]
-    probabilities = np.mean(predicted_images, axis=0)
-    predicted = model.facts.classes.index(model.decide(probabilities[None])[0])
-    positive = model.facts.positive_index
+    facts = model.facts
+    done = [result for result in results if result.probabilities is not None]
+    logits, attention = ([getattr(result, name) for result in done] for name in ("logits", "attention"))
+    probabilities = pool_cases(logits, attention, model.temperatures, facts.several, facts.network.pooling)
+    called = findings_of(model.decide(probabilities[None])[0], facts.classes)
+    positive = facts.positive_index
     return Case(
         case_id=case_id,
-        predicted=model.facts.classes[predicted],
-        probability=float(probabilities[predicted]),
-        shown=predicted if positive is None else positive,
+        findings=tuple((name, float(probabilities[facts.classes.index(name)])) for name in called),
+        shown=int(probabilities.argmax()) if positive is None else positive,
         images=len(results),
         content=case_content(results),
         out_of_scope=out_of_scope,
@@ -179,7 +182,7 @@ def _write_tables(
     delivery: Delivery,
 ) -> InferenceSummary:
     images = image_table(grouped.images, results, model)
-    cases = case_table(grouped.cases, images, model)
+    cases = case_table(grouped.cases, images, results, model)
     problem = pd.Series([problems.get(case_id, "") for case_id in cases["case_id"]], dtype=str)
     cases.loc[problem != "", "status"] = STATUS_NO_OBJECT
     cases["reason"] = cases["reason"].where(problem == "", problem)

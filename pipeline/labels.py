@@ -1,15 +1,13 @@
 """Each case's label and patient: from the sheet, the path, the headers, or blocks of numbers.
 
-A case has one label and one patient, or it is left out with the rule: whoever contradicts himself is never settled by choosing. What
-is wrong with rows of the sheet is told by their line numbers, never by what they hold; paths that hold a patient's name are
-masked. Codes are (n,) integers, as in pipeline.sheet: places in the classes or the patients, NONE, or SEVERAL.
+A case has one label (a class, or the findings of several that it has) and one patient, or it is left out with the rule: whoever
+contradicts himself is never settled by choosing. What is wrong with rows of the sheet is told by their line numbers, never by what they
+hold; paths that hold a patient's name are masked. Codes are (n,) integers, as in pipeline.sheet and pipeline.label_words.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,18 +17,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.cases import Cases, group_images
-from pipeline.columns import ATTRIBUTES, HEADER_COLUMNS, snake_case
 from pipeline.errors import ConfigError
 from pipeline.identity import IdentityKey
 from pipeline.index import Index
-from pipeline.manifest import Labels, Manifest
+from pipeline.label_words import (
+    UNCLEAR,
+    Labelling,
+    Told,
+    attribute_column,
+    labels_of_images,
+    labels_of_rows,
+    together,
+)  # fmt: skip
+from pipeline.manifest import Manifest
 from pipeline.patients import (
     NOT_PROVEN,
     PATH_HOLDS_IDENTITY,
     UNKNOWN_PATIENT,
     Groups,
     People,
-    folders_of,
     known_by_company,
     people_of_images,
     people_of_rows,
@@ -51,34 +56,23 @@ from pipeline.sheet import (
     places_in,
     read_sheet,
     taken,
-    texts_of,
+)  # fmt: skip
+from pipeline.sheet_problems import (
+    EMPTY_KEY,
+    LEFT_OUT,
+    NO_IMAGE,
+    NOT_LET_IN,
+    OTHER_PATIENT,
+    contradicting_labels,
+    contradictions,
+    counted_problems,
+    problem_rows,
 )  # fmt: skip
 from pipeline.sources import OpenedSource
 from pipeline.wording import counted
 
-CASE_RULES = ("no label", "contradicting labels", "several patients in one case")
+CASE_RULES = ("no label", "contradicting labels", "unclear label", "several patients in one case")
 """Why whole cases are left out, in the order in which it is said."""
-EMPTY_KEY, EMPTY_LABEL, NO_CLASS = "empty key", "empty label", "its label is mapped to no class"
-NO_IMAGE, NOT_LET_IN = "matches no image", "matches no image that the rules let in"
-LEFT_OUT = "matches only images that the rules leave out"
-CONTRADICTS, OTHER_PATIENT = "contradicts", "has another patient than"
-PROBLEMS = {
-    EMPTY_KEY: ("has an empty key", "have an empty key"),
-    NO_IMAGE: (NO_IMAGE, "match no image"),
-    NOT_LET_IN: (NOT_LET_IN, "match no image that the rules let in"),
-    LEFT_OUT: (LEFT_OUT, "match only images that the rules leave out"),
-    EMPTY_LABEL: ("has no label", "have no label"),
-    NO_CLASS: ("has a label that is mapped to no class", "have labels that are mapped to no class"),
-    CONTRADICTS: ("contradicts another of the same key", "contradict another of the same key"),
-    OTHER_PATIENT: ("has another patient than one of the same key", "have another patient than one of the same key"),
-}
-"""What can be wrong with a row of the sheet, and how it is said of one row and of several."""
-IDENTITY_KEYWORD = re.compile(
-    r"(Other)?Patients?(Names?|IDs?|BirthName|BirthDate|BirthTime|Address|TelephoneNumbers|MotherBirthName|Comments)(Sequence)?"
-    r"|AccessionNumber|IssuerOfPatientID|MedicalRecordLocator|(patient|accession)key|pathholdsidentity",
-    re.IGNORECASE,
-)
-"""Attributes and columns, without '_', that say who the patient is: a label never comes from them."""
 
 
 def check_labels(opened: OpenedSource, manifest: Manifest, key: IdentityKey) -> None:
@@ -86,7 +80,7 @@ def check_labels(opened: OpenedSource, manifest: Manifest, key: IdentityKey) -> 
     if manifest.sheet:
         read_sheet(manifest, opened, key)
     if manifest.labels.source == "attribute":
-        _attribute_column(manifest.labels)
+        attribute_column(manifest.labels)
 
 
 def labelled_cases(
@@ -120,7 +114,7 @@ def label_cases(grouped: Cases, manifest: Manifest, opened: OpenedSource, key: I
 def _columns_kept(manifest: Manifest) -> set[str]:
     """Columns of the index that labels, patients, and whoever describes the dataset need of its images."""
     kept = {PATH_HOLDS_IDENTITY, *(manifest.sheet.facts if manifest.sheet else ())}
-    return kept | ({_attribute_column(manifest.labels)} if manifest.labels.source == "attribute" else set())
+    return kept | ({attribute_column(manifest.labels)} if manifest.labels.source == "attribute" else set())
 
 
 @dataclass(frozen=True)
@@ -137,19 +131,23 @@ class _Dataset:
 def _label(grouped: Cases, dataset: _Dataset) -> Cases:
     images, sheet, manifest = grouped.images, dataset.sheet, dataset.manifest
     if sheet is None:
-        labels, people = _own_labels(images, manifest), people_of_images(images, manifest.patients, dataset.key)
-        return _resolve(grouped, labels, people, dataset, [])
+        told, people = labels_of_images(images, manifest), people_of_images(images, manifest.patients, dataset.key)
+        return _resolve(grouped, told.said, people, dataset, told.notes)
     keys = _matched(images, dataset, sheet)
-    row_labels = _row_labels(sheet, manifest)
+    of_rows = labels_of_rows(sheet, manifest)
     row_people = people_of_rows(sheet, manifest.patients, dataset.key)
-    labels = _own_labels(images, manifest) if row_labels is None else taken(sheet.by_key(row_labels), keys)
+    told = of_rows or labels_of_images(images, manifest)
+    labels = told.said
+    if of_rows:
+        entries = together(sheet.key_of_row, labels, len(sheet.keys), manifest)
+        labels = replace(entries, codes=taken(entries.codes, keys))
     if row_people is None:
         people = people_of_images(images, manifest.patients, dataset.key)
     else:
         people = People(taken(sheet.by_key(row_people.codes), keys), row_people.names)
-    problems = _problems(dataset, sheet, images, keys, row_labels, row_people)
-    cases = _resolve(grouped, labels, people, dataset, _counted_problems(problems, len(sheet.lines)))
-    return replace(cases, sheet_problems=problems)
+    problems = _problems(dataset, sheet, images, keys, of_rows, row_people)
+    warnings = (*counted_problems(problems, len(sheet.lines)), *told.notes)
+    return replace(_resolve(grouped, labels, people, dataset, warnings), sheet_problems=problems)
 
 
 def _matched(images: pd.DataFrame, dataset: _Dataset, sheet: LabelSheet) -> Codes:
@@ -172,72 +170,20 @@ def _matched(images: pd.DataFrame, dataset: _Dataset, sheet: LabelSheet) -> Code
     return keys
 
 
-# Labels
-
-
-def _row_labels(sheet: LabelSheet, manifest: Manifest) -> Codes | None:
-    """Each row's class; None where labels do not come from the sheet."""
-    if manifest.labels.source != "sheet":
-        return None
-    column = sheet.columns[manifest.labels.column]
-    meaning = _meaning(manifest)
-    return taken(_as_codes(meaning.get(value, NONE) for value in texts_of(column.values)), column.codes)
-
-
-def _own_labels(images: pd.DataFrame, manifest: Manifest) -> Codes:
-    """Each image's class by folder or header; NONE where nothing says, or where what is said is mapped to no class."""
-    meaning = _meaning(manifest)
-    if manifest.labels.source == "folder":
-        places, texts = distinct(folders_of(images))
-        return taken(_as_codes(_one_class(folder.split("/"), meaning) for folder in texts_of(texts)), places)
-    places, texts = distinct(images[_attribute_column(manifest.labels)])
-    found = (meaning.get(value, _one_class(map(str.strip, value.split("\\")), meaning)) for value in texts_of(texts))
-    return taken(_as_codes(found), places)
-
-
-def _meaning(manifest: Manifest) -> dict[str, int]:
-    """From what stands for a class to its place in the classes."""
-    values = manifest.labels.values or {name: name for name in manifest.classes}
-    return {word.strip(): manifest.classes.index(name) for word, name in values.items()}
-
-
-def _one_class(words: Iterable[str], meaning: Mapping[str, int]) -> int:
-    found = {meaning[word] for word in words if word in meaning}
-    return NONE if not found else found.pop() if len(found) == 1 else SEVERAL
-
-
-def _attribute_column(labels: Labels) -> str:
-    """The index's column of `labels.attribute`; ConfigError where there is none, or it says who the patient is."""
-    name = labels.attribute
-    column = snake_case(name)
-    if IDENTITY_KEYWORD.fullmatch(name.replace("_", "")):
-        raise ConfigError(
-            f"labels.attribute: {name} says who the patient is; the index does not keep it in clear, and no label may come from it"
-        )
-    if column in HEADER_COLUMNS:
-        return column
-    nearest = difflib.get_close_matches(column, HEADER_COLUMNS, n=1, cutoff=0.5)
-    keyword = {snake_case(known): known for known in ATTRIBUTES}
-    hint = f"did you mean {keyword.get(nearest[0], nearest[0])}?" if nearest else f"it keeps {', '.join(ATTRIBUTES)}"
-    raise ConfigError(f"labels.attribute: {name} is none that the index keeps; {hint}")
-
-
-def _as_codes(values: Iterable[int]) -> Codes:
-    return np.fromiter(values, dtype=np.int64)
-
-
 # Cases
 
 
-def _resolve(grouped: Cases, labels: Codes, people: People, dataset: _Dataset, warnings: Sequence[str]) -> Cases:
+def _resolve(grouped: Cases, labels: Labelling, people: People, dataset: _Dataset, warnings: Sequence[str]) -> Cases:
     """One label and one patient a case; cases without, or with contradicting ones, move to the exclusions."""
-    images, cases, classes = grouped.images, grouped.cases, dataset.manifest.classes
+    images, cases = grouped.images, grouped.cases
     studies, own = Groups(*distinct(images["study_instance_uid"])), _cases_of_images(images, cases)
     people = with_stand_ins(known_by_company(people, studies, own), studies, own, dataset.key)
     case_of_image = own.codes
-    label = agreed(case_of_image, labels, len(cases))
+    of_case = together(case_of_image, labels, len(cases), dataset.manifest)
+    label, names = of_case.codes, pa.array(of_case.names, pa.large_string())
     patient = agreed(case_of_image, people.codes, len(cases))
-    broken = np.select([label == NONE, label == SEVERAL, patient == SEVERAL], range(len(CASE_RULES)), NONE)
+    reasons = [label == NONE, label == SEVERAL, label == UNCLEAR, patient == SEVERAL]
+    broken = np.select(reasons, range(len(CASE_RULES)), NONE)
     kept = broken == NONE
     out = _exclusions(images, broken[case_of_image])
     counts = zip(CASE_RULES, np.bincount(broken[~kept], minlength=len(CASE_RULES)).tolist(), strict=True)
@@ -246,10 +192,10 @@ def _resolve(grouped: Cases, labels: Codes, people: People, dataset: _Dataset, w
     of_studies = agreed(studies.codes[kept_images], people.codes[kept_images], len(studies.names))
     proven = _independence(patient[kept], people.names, dataset.manifest, int((of_studies == SEVERAL).sum()))
     labelled = _rows(cases, kept).assign(
-        label=_plain(label[kept], pa.array(classes)), patient_key=_plain(patient[kept], people.names)
+        label=_plain(label[kept], names), patient_key=_plain(patient[kept], people.names)
     )
     described = _rows(images, kept_images).assign(
-        label=categories(label[case_of_kept], pa.array(classes)),
+        label=categories(label[case_of_kept], names),
         patient_key=_repeating(patient[case_of_kept], people.names),
     )
     result = replace(
@@ -334,61 +280,25 @@ def _problems(
     sheet: LabelSheet,
     images: pd.DataFrame,
     key_of_image: Codes,
-    row_labels: Codes | None,
+    row_labels: Told | None,
     row_people: People | None,
 ) -> pd.DataFrame:
     """`line`, `problem`: a row for each thing that is wrong with a line of the sheet, in their order."""
-    lines, parts = sheet.lines, []
-
-    def tell(where: NDArray[np.bool_], problem: str) -> None:
-        parts.append(pd.DataFrame({"line": lines[where], "problem": problem}))
-
     empty = sheet.key_of_row == NONE
-    tell(empty, EMPTY_KEY)
+    told = [(empty, EMPTY_KEY)]
     unmatched = ~empty & ~np.isin(sheet.key_of_row, key_of_image)
     if dataset.everything is images:
-        tell(unmatched, NOT_LET_IN)
+        told.append((unmatched, NOT_LET_IN))
     else:
         left_out = unmatched & np.isin(sheet.key_of_row, sheet.keys_of(dataset.everything))
-        tell(unmatched & ~left_out, NO_IMAGE)
-        tell(left_out, LEFT_OUT)
+        told += [(unmatched & ~left_out, NO_IMAGE), (left_out, LEFT_OUT)]
+    told += row_labels.problems if row_labels else ()
+    parts = [problem_rows(sheet, where, problem) for where, problem in told]
     if row_labels is not None:
-        there = sheet.columns[dataset.manifest.labels.column].codes != NONE
-        tell(~there, EMPTY_LABEL)
-        tell(there & (row_labels == NONE), NO_CLASS)
-        parts.append(_contradictions(sheet, row_labels, CONTRADICTS))
+        parts.append(contradicting_labels(sheet, row_labels.said, dataset.manifest))
     if row_people is not None:
-        parts.append(_contradictions(sheet, row_people.codes, OTHER_PATIENT))
+        parts.append(contradictions(sheet, row_people.codes, OTHER_PATIENT))
     return pd.concat(parts, ignore_index=True).sort_values("line", kind="stable", ignore_index=True)
-
-
-def _contradictions(sheet: LabelSheet, codes: Codes, problem: str) -> pd.DataFrame:
-    """Of rows with one key and different codes each with the first line that it contradicts."""
-    rows = np.flatnonzero((sheet.key_of_row != NONE) & (codes >= 0))
-    keys, first, place = np.unique(sheet.key_of_row[rows], return_index=True, return_inverse=True)
-    other = first[place]
-    differs = np.flatnonzero(codes[rows] != codes[rows][other])
-    clashing, first_different = np.unique(place[differs], return_index=True)
-    second = np.full(len(keys), NONE, dtype=np.int64)
-    second[clashing] = differs[first_different]
-    agrees = np.ones(len(rows), dtype=bool)
-    agrees[differs] = False
-    other = np.where(agrees, second[place], other)
-    clashes = other != NONE
-    lines = sheet.lines[rows]
-    return pd.DataFrame(
-        {"line": lines[clashes], "problem": [f"{problem} line {line}" for line in lines[other[clashes]]]}
-    )
-
-
-def _counted_problems(problems: pd.DataFrame, rows: int) -> list[str]:
-    """One sentence for each kind of problem."""
-    kinds = problems["problem"].str.replace(r" line \d+$", "", regex=True).value_counts()
-    return [
-        f"{kinds[problem]} of {counted(rows, 'row')} of the label sheet {_one_or_many(kinds[problem], *words)}"
-        for problem, words in PROBLEMS.items()
-        if problem in kinds.index
-    ]
 
 
 def _one_or_many(number: int, one: str, many: str) -> str:

@@ -1,21 +1,22 @@
 """What a dataset is: a YAML that names its sources, its classes, how labels and patients are found, and the split rule.
 
-What is written there is checked as a whole before anything runs; pipeline.sources opens it.
+What is written there is checked as a whole before anything runs; pipeline.sources opens it. The keys of `rules` are in `rule_settings`.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
-from datetime import date
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.columns import COLUMNS, INTEGER, REAL, snake_case
 from pipeline.config import Settings
+from pipeline.label_arrays import JOINED_BY, NO_FINDING
+from pipeline.rule_settings import Condition as Condition
+from pipeline.rule_settings import Rules as Rules
+from pipeline.rule_settings import as_number as as_number
 
 
 class JoinKey(StrEnum):
@@ -64,7 +65,8 @@ class Sheet(Settings):
 
 
 class Labels(Settings):
-    """Where a case's class comes from: a folder of its path, a column of the sheet, or an attribute of its headers."""
+    """Where a case's class comes from: a folder of its path, a column of the sheet, or an attribute of its headers; with `several`, its
+    findings: none, one or more of the classes. What says nothing clear is no label: the case is left out, and counted."""
 
     source: Literal["folder", "sheet", "attribute"]
     """folder: a part of the path is a key of `values`. sheet: `column` of the manifest's sheet. attribute: of the index."""
@@ -74,15 +76,68 @@ class Labels(Settings):
     """A DICOM keyword (BodyPartExamined) or a column of the index (body_part_examined); of several values any may be a class."""
     values: dict[str, str] = {}
     """From what stands there to a class; empty: the classes' own names. What is mapped to no class is no label."""
+    several: bool = False
+    """Whether a case may have several of the classes, or none: each is then a finding that is present or absent."""
+    separator: str = "|"
+    """several: between the findings in a cell of `column`."""
+    columns: dict[str, str] = {}
+    """several: class → heading of its own column of the sheet, in place of `column`; every class has one."""
+    present: list[str] = ["1", "1.0"]
+    """columns: cells that say that the finding is there."""
+    absent: list[str] = ["0", "0.0"]
+    """columns: cells that say that it is not."""
+    uncertain: list[str] = ["-1", "-1.0"]
+    """columns: cells that say that it may be."""
+    uncertain_means: Literal["leave_out", "absent", "present"] = "leave_out"
+    """several: what an uncertain finding is taken for; leave_out: its case is left out."""
+    empty_means: Literal["leave_out", "absent"] = "leave_out"
+    """several: what an empty cell is taken for."""
+    unknown_means: Literal["leave_out", "absent"] = "leave_out"
+    """several: what a word is taken for that is none of `values` (absent: none of these findings), and a cell of `columns` that is none of
+    the above."""
+    no_finding: list[str] = ["No Finding", NO_FINDING]
+    """several: words that say that no finding is there."""
+    rows: Literal["agree", "add"] = "agree"
+    """several: of rows with one key, and images of one case. agree: all must say the same; add: a row a finding, they are added up."""
 
     @field_validator("values", mode="before")
     @classmethod
     def _as_text(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        if any(isinstance(value, bool) for value in given):
-            raise ValueError("yes, no, true, false, on and off are truth values in YAML; put them in quotes")
+        _refuse_truth_values(given)
         return {str(value): name for value, name in given.items()}
+
+    @field_validator("present", "absent", "uncertain", "no_finding", mode="before")
+    @classmethod
+    def _as_texts(cls, given: Any) -> Any:
+        if not isinstance(given, list):
+            return given
+        _refuse_truth_values(given)
+        return [str(value).strip() if isinstance(value, (int, float, str)) else value for value in given]
+
+    @model_validator(mode="after")
+    def _says_where(self) -> Labels:
+        if self.source == "sheet" and bool(self.column) == bool(self.columns):
+            missing = "`labels.column` is missing" if not self.columns else "give one of `column` and `columns`"
+            raise ValueError(f"labels.source is sheet: {missing}")
+        if self.source == "attribute" and not self.attribute:
+            raise ValueError("labels.source is attribute: `labels.attribute` is missing")
+        if not self.several and (self.columns or self.rows == "add"):
+            raise ValueError(f"`{'columns' if self.columns else 'rows'}` needs `several: true`")
+        if self.columns and (self.source != "sheet" or self.rows == "add" or self.values):
+            raise ValueError("`columns` goes with source: sheet, rows: agree and no `values`")
+        if not self.separator.strip():
+            raise ValueError("separator: expected a sign such as |, ; or a comma, found blanks")
+        said = [*self.present, *self.absent, *self.uncertain]
+        if len(set(said)) != len(said):
+            raise ValueError("present, absent, uncertain: a value stands twice")
+        return self
+
+
+def _refuse_truth_values(given: Iterable[Any]) -> None:
+    if any(isinstance(value, bool) for value in given):
+        raise ValueError("yes, no, true, false, on and off are truth values in YAML; put them in quotes")
 
 
 def _with_one_group(pattern: str, what: str) -> str:
@@ -145,175 +200,6 @@ class Patients(Settings):
         if self.source == "path" and not self.pattern:
             raise ValueError("source: path needs `pattern`")
         return self
-
-
-class Condition(Settings):
-    """What a column's value must be: one of `values` (a list, or one value, may be written alone), like `pattern`, or within `min` and
-    `max`. A missing value is none of it; '' among the values stands for it."""
-
-    values: list[str] = []
-    """One of these, whatever the case; of a multi-valued attribute one of its values."""
-    pattern: str = ""
-    """Regular expression found somewhere in the value, whatever the case."""
-    min: int | float | str | None = None
-    """Smallest number, earliest date (20200131 or 2020-01-31) or least age (in years, or 006M); of several values all count."""
-    max: int | float | str | None = None
-    """Largest number, latest date or greatest age."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _written_short(cls, given: Any) -> Any:
-        if isinstance(given, cls):
-            return given
-        if given is None:
-            raise ValueError(_CONDITION)
-        if not isinstance(given, dict):
-            given = {"values": given}
-        unknown = [str(name) for name in given if name not in cls.model_fields]
-        if unknown:
-            nearest = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
-            known = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(cls.model_fields)}"
-            raise ValueError(f"unknown key {unknown[0]}; {known}")
-        values = given.get("values", [])
-        values = [_plain(value) for value in (values if isinstance(values, list) else [values])]
-        return {**given, "values": values} | {name: _bound(given[name]) for name in ("min", "max") if name in given}
-
-    @model_validator(mode="after")
-    def _says_one_thing(self) -> Condition:
-        bounded = self.min is not None or self.max is not None
-        if sum((bool(self.values), bool(self.pattern), bounded)) != 1:
-            raise ValueError(_CONDITION)
-        if self.pattern:
-            try:
-                re.compile(self.pattern)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from error
-        low, high = self.bounds
-        if low > high:
-            raise ValueError(f"min {self.min} is more than max {self.max}: nothing is between")
-        return self
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """`min` and `max` as numbers: dates as YYYYMMDD, ages in years; infinite where there is none."""
-        low = -math.inf if self.min is None else as_number(self.min)
-        return low, math.inf if self.max is None else as_number(self.max)
-
-    def __str__(self) -> str:
-        if self.values:
-            return ", ".join(value or "(none)" for value in self.values)
-        if self.pattern:
-            return f"like {self.pattern}"
-        bounds = (("from", self.min), ("to", self.max))
-        return " ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
-
-
-_CONDITION = "expected a value, a list of values, or `pattern`, or `min` and `max`"
-
-
-def _plain(value: Any) -> Any:
-    """A value as the index has it: YAML reads dates, and NO and YES, which DICOM has as words, as something else."""
-    if isinstance(value, bool):
-        return "YES" if value else "NO"
-    if isinstance(value, date):
-        return f"{value:%Y%m%d}"
-    return str(value) if isinstance(value, (int, float)) else "" if value is None else value
-
-
-def _bound(value: Any) -> Any:
-    """A bound that is a number, or a text that `as_number` reads; whole numbers as such."""
-    if isinstance(value, bool):
-        raise ValueError(_BOUND.format("yes or no"))
-    if isinstance(value, date):
-        return f"{value:%Y%m%d}"
-    if isinstance(value, (int, float, str)):
-        number = as_number(value)
-        if isinstance(value, float) and number.is_integer():
-            return int(number)
-    return value
-
-
-_BOUND = "expected a number, a date (20200131 or 2020-01-31) or an age (045Y), found {}"
-_DATE = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)", re.ASCII)
-_AGE = re.compile(r"(\d{1,3})([DWMY])", re.ASCII)
-_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
-
-
-def as_number(value: float | str) -> float:
-    """A number, a date as YYYYMMDD, or an age (PS3.5 6.2, AS) in years; ValueError for anything else."""
-    text = str(value).strip()
-    age = _AGE.fullmatch(text.upper())
-    if age:
-        return int(age[1]) * _YEARS[age[2]]
-    day = _DATE.fullmatch(text)
-    try:
-        number = float("".join(day.groups()) if day else text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(_BOUND.format(repr(value)))
-    return number
-
-
-BEYOND_COLUMNS = ("orientation", "slices")
-"""What rules may name beside the columns of the index."""
-DATE_COLUMNS = ("study_date", "series_date", "acquisition_date")
-BOUNDED_TEXT = (*DATE_COLUMNS, "acquisition_time", "patient_age", "pixel_spacing", "imager_pixel_spacing")
-"""Columns of text that hold numbers, dates or ages."""
-
-
-class Rules(Settings):
-    """Which images belong to the dataset, by columns of the index (or their DICOM keywords), and two more: `orientation` (axial,
-    coronal, sagittal, oblique; '' where it is not known) and `slices` (images of the series, each once). What is left out stands in
-    exclusions.csv with its rule.
-
-    Never in: radloop's own objects, segmentations, label maps, parametric maps, doses, and what is FOR PROCESSING.
-    """
-
-    include: dict[str, Condition] = {}
-    """Column → condition: an image must meet it, for every column named."""
-    exclude: dict[str, Condition] = {}
-    """Column → condition: an image must meet none."""
-    allow: list[Literal["localizer", "derived", "secondary_capture"]] = []
-    """Kinds that are left out unless they stand here. localizer: ImageType LOCALIZER. derived: ImageType DERIVED\\SECONDARY of CT, MR
-    and PET (reformats, projections, maps), but for plain ones (AXIAL or OTHER and no more), as some scanners call every image.
-    secondary_capture: of these SOP classes, but for projection radiographs, which are often exported so."""
-    series: Literal["all", "most_slices", "thinnest", "first", "last"] = "all"
-    """Which series of a study is its case's, of those that are left: all of them or one, by slices, SliceThickness, or
-    SeriesNumber."""
-
-    @field_validator("include", "exclude")
-    @classmethod
-    def _of_columns(cls, given: dict[str, Condition]) -> dict[str, Condition]:
-        conditions: dict[str, Condition] = {}
-        for name, condition in given.items():
-            column = _column(name)
-            if column in conditions:
-                raise ValueError(f"{column}: stands there twice")
-            _refuse_bounds(column, condition)
-            conditions[column] = condition
-        return conditions
-
-
-def _column(name: str) -> str:
-    """The column of that name or DICOM keyword."""
-    known = (*COLUMNS, *BEYOND_COLUMNS)
-    for column in (name, snake_case(name)):
-        if column in known:
-            return column
-    nearest = difflib.get_close_matches(snake_case(name), known, n=3)
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"it has {', '.join(known)}"
-    raise ValueError(f"{name} is no column of the index; {hint}")
-
-
-def _refuse_bounds(column: str, condition: Condition) -> None:
-    """ValueError for `min` and `max` that could say nothing of the column."""
-    given = [bound for bound in (condition.min, condition.max) if bound is not None]
-    numeric = column == "slices" or COLUMNS.get(column) in (INTEGER, REAL) or column in BOUNDED_TEXT
-    if given and not numeric:
-        raise ValueError(f"{column}: holds no numbers or dates; give values or a `pattern`")
-    if column in DATE_COLUMNS and not all(_DATE.fullmatch(str(bound).strip()) for bound in given):
-        raise ValueError(f"{column}: expected a date (20200131 or 2020-01-31), found {given[0]}")
 
 
 class SplitRule(Settings):
@@ -390,14 +276,23 @@ class Manifest(Settings):
         wants_sheet = self.labels.source == "sheet" or self.patients.source == "column"
         if wants_sheet and self.sheet is None:
             raise ValueError("labels or patients come from a sheet: `sheet` is missing")
-        if self.labels.source == "sheet" and not self.labels.column:
-            raise ValueError("labels.source is sheet: `labels.column` is missing")
-        if self.labels.source == "attribute" and not self.labels.attribute:
-            raise ValueError("labels.source is attribute: `labels.attribute` is missing")
+        if self.labels.several:
+            self._check_findings()
         labels = [source.label for source in self.sources]
         if len(set(labels)) != len(labels):
             raise ValueError("sources: each name once")
         return self
+
+    def _check_findings(self) -> None:
+        joined = [name for name in self.classes if JOINED_BY in name or name == NO_FINDING or not name.strip()]
+        if joined:
+            raise ValueError(f"classes: with labels.several no name may hold {JOINED_BY} or be {NO_FINDING}")
+        if self.positive:
+            raise ValueError("positive: with labels.several each of the classes is a finding, leave it out")
+        columns = self.labels.columns
+        if columns and set(columns) != set(self.classes):
+            other = sorted(set(columns) ^ set(self.classes))
+            raise ValueError(f"labels.columns: expected each of the classes and no other; look at {', '.join(other)}")
 
     @property
     def positive_class(self) -> str:

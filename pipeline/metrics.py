@@ -1,8 +1,7 @@
 """How good predictions are: numbers with 95 % intervals from a bootstrap over patients.
 
-In: `label` (n,) int class numbers, `probabilities` (n, classes) 0-1, `patients` (n,) str keys, one row a case. Out: an
-`Evaluation`. Axes inside: r resamples, n cases, k classes; `weights` (r, n) say how often each case counts.
-Patients, not cases, are drawn with replacement, as many as there are (a cluster bootstrap: images of one patient are
+In: labels, probabilities and patients, one row a case (pipeline.measures, `score`). Out: an `Evaluation`, or the differences of two on
+the same cases. Patients, not cases, are drawn with replacement, as many as there are (a cluster bootstrap: images of one patient are
 not independent). A resample enters as case weights, so that every metric is computed for many at once; weights of 1
 give the metric itself. What cannot be computed is NaN inside and None in the `Evaluation`, with a sentence in
 `warnings`; it is never replaced by a number.
@@ -11,25 +10,22 @@ give the metric itself. What cannot be computed is NaN inside and None in the `E
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.roc import PERCENTILES, Floats, Ints, auroc, average_precision, patient_draws, share
+from pipeline.measures import DEFAULT_THRESHOLD, Scored, confusion, measure, score, threshold_of
+from pipeline.roc import PERCENTILES, Floats, patient_draws
+from pipeline.wording import counted
 
 FEW_PATIENTS = 20
 """Patients in a class below which bootstrap intervals are rough and too narrow; said in a warning."""
 WIDE_INTERVAL = 0.2
 """An interval wider than this says little about a share between 0 and 1; said in a warning."""
-ECE_EDGES: Floats = np.arange(1, 10) / 10
-"""Inner edges of ten bins of equal width, each closed on the right, as in Guo et al. 2017, On Calibration of Modern
-Neural Networks, section 2."""
-ROUNDING = 1e-6
-"""What float32 sums and means may lie outside 0-1 (a few of its steps of 6e-8 to 1.2e-7); such values are clipped."""
-REFLECTED = frozenset({"ece"})
-"""Metrics whose interval is reflected about the value (the basic bootstrap: 2·value - percentiles, not below 0).
+REFLECTED = "ece"
+"""The metric, and each finding's, whose interval is reflected about the value (the basic bootstrap: 2·value - percentiles, not below 0).
 Resamples overstate a sum of absolute gaps: in a simulation of a model with a true error of 0.04 and 200 cases,
 percentiles held the truth never, the reflected interval in 91 % (with 0.15: 89 and 94 %). Without any error it still
 fails in about half."""
@@ -43,50 +39,55 @@ class Interval:
     low: float | None
     high: float | None
 
+    def to_json(self) -> dict[str, float | None]:
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """The numbers of one split.
 
-    `confusion` counts cases, rows actual, columns predicted, in the order of `classes`. `positive` and `threshold` are
-    None for more than two classes, where the most probable class is predicted.
+    `confusion` counts cases, rows actual, columns predicted, in the order of `classes`; of several findings one table each, absent before
+    present. `positive` and `threshold` are None unless there are two classes; `thresholds` are those of all findings. Of more classes,
+    the most probable one is predicted.
     """
 
     metrics: dict[str, Interval]
-    confusion: list[list[int]]
+    confusion: list[Any]
     cases: int
     patients: int
     threshold: float | None
     warnings: list[str]
     classes: tuple[str, ...]
     positive: str | None
+    several: bool
+    thresholds: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """Content of `metrics.json` but for `split`, which the caller knows; undefined values are null, never NaN."""
         return {
             "classes": list(self.classes),
+            "several": self.several,
             "positive": self.positive,
             "cases": self.cases,
             "patients": self.patients,
-            "metrics": {
-                name: {"value": one.value, "low": one.low, "high": one.high} for name, one in self.metrics.items()
-            },
-            "confusion": [list(row) for row in self.confusion],
+            "metrics": {name: one.to_json() for name, one in self.metrics.items()},
+            "confusion": self.confusion,
             "threshold": self.threshold,
+            "thresholds": dict(self.thresholds),
             "warnings": list(self.warnings),
         }
 
 
-@dataclass(frozen=True)
-class _Cases:
-    """The cases as the metrics need them; `positive` is None for more than two classes."""
+WORK = 2e8
+"""Case weights that a further figure (a subgroup's, a stress's) is worth: some 10 s a class. Larger data get fewer resamples."""
+FEWEST_RESAMPLES = 200
+"""With these, an end of a 95 % interval rests on five resamples, and is off by about a tenth of its width."""
 
-    label: Ints  # (n,)
-    predicted: Ints  # (n,)
-    probabilities: Floats  # (n, k)
-    patient: Ints  # (n,) number of the patient
-    classes: tuple[str, ...]
-    positive: int | None
+
+def affordable(resamples: int, cases: int) -> int:
+    """Resamples for a further figure of so many cases: as many as asked for, unless that took minutes."""
+    return min(resamples, max(FEWEST_RESAMPLES, int(WORK / max(1, cases))))
 
 
 def evaluate_predictions(
@@ -96,11 +97,13 @@ def evaluate_predictions(
     *,
     classes: Sequence[str],
     positive: int | None = None,
-    threshold: float = 0.5,
+    threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD,
+    several: bool = False,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Evaluation:
-    """Metrics of `probabilities` (n, classes) against `label` (n,), with intervals over `patients` (n,).
+    """Metrics of `probabilities` (n, classes) against `label` (n,), or (n, classes) where there are `several`, with intervals over
+    `patients` (n,).
 
     Two classes: a case is predicted `positive` (its number; the second class unless given) where p >= `threshold`.
     accuracy, balanced_accuracy, sensitivity, specificity, ppv, npv, f1, auroc, average_precision, brier and ece are
@@ -111,162 +114,140 @@ def evaluate_predictions(
     against the rest, and stand there for each class too, as in `auroc_<class>`; brier is the sum over the classes (0 to
     2), ece is about the predicted class's probability.
 
+    Several findings at once, each called from its own threshold on: exact_match is the share of cases whose every label is right,
+    accuracy that of labels; the same five are means over the findings that the split has, brier and ece over all; each stands
+    there for each finding too.
+
     Intervals are the 2.5 to 97.5 percentiles of the resamples; for `REFLECTED` their mirror image. A case whose
     probability is unknown is no case: leave it out before. Raises ValueError for arrays that do not fit each other,
     labels outside the classes, and probabilities outside 0-1; never for few, equal or no cases.
     """
-    cases = _cases(label, probabilities, patients, tuple(classes), positive, threshold)
-    values = {name: float(value[0]) for name, value in _metrics(cases, np.ones((1, len(cases.label)))).items()}
-    draws = _bootstrap(cases, resamples, seed)
-    metrics = {name: _interval(name, value, draws[name]) for name, value in values.items()}
-    count = int(cases.patient.max(initial=-1)) + 1
+    cases = score(
+        label, probabilities, patients, classes=classes, positive=positive, threshold=threshold, several=several
+    )
+    return evaluate_scored(cases, threshold=threshold, resamples=resamples, seed=seed)
+
+
+def evaluate_scored(
+    cases: Scored, *, threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD, resamples: int = 2000, seed: int = 0
+) -> Evaluation:
+    """`evaluate_predictions` of cases that are scored already, with the `threshold` that they were called by."""
+    metrics, draws = intervals(cases, resamples, seed)
+    positive = None if cases.positive is None else cases.classes[cases.positive]
+    decided = cases.classes if cases.several else () if positive is None else (positive,)
     return Evaluation(
         metrics=metrics,
-        confusion=_confusion(cases, np.ones((1, len(cases.label))))[0].astype(int).tolist(),
-        cases=len(cases.label),
-        patients=count,
-        threshold=None if cases.positive is None else float(threshold),
-        warnings=_warnings(cases, count, metrics, draws),
+        confusion=confusion(cases, np.ones((1, len(cases))))[0].astype(int).tolist(),
+        cases=len(cases),
+        patients=cases.patients,
+        threshold=None if positive is None else threshold_of(threshold, positive),
+        warnings=_warnings(cases, metrics, draws),
         classes=cases.classes,
-        positive=None if cases.positive is None else cases.classes[cases.positive],
-    )
-
-
-def _cases(
-    label: ArrayLike,
-    probabilities: ArrayLike,
-    patients: ArrayLike,
-    classes: tuple[str, ...],
-    positive: int | None,
-    threshold: float,
-) -> _Cases:
-    """The arguments checked, brought to one type, and with the predicted class of each case."""
-    given = np.asarray(probabilities)
-    given = given if given.dtype.kind == "f" else given.astype(float)
-    truth = np.asarray(label)
-    names = np.asarray(patients).astype(str)
-    if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise ValueError(f"expected two or more different classes, found {list(classes)}")
-    if given.shape != (len(truth), len(classes)) or names.shape != (len(truth),):
-        raise ValueError(
-            f"expected {len(truth)} labels, probabilities ({len(truth)}, {len(classes)}) and as many patients, "
-            f"found probabilities {given.shape} and patients {names.shape}"
-        )
-    if len(truth) and not (truth == np.clip(truth.astype(np.int64), 0, len(classes) - 1)).all():
-        raise ValueError(f"expected labels 0 to {len(classes) - 1}, found {truth.min()} to {truth.max()}")
-    if not ((given >= -ROUNDING) & (given <= 1 + ROUNDING)).all():
-        raise ValueError("expected probabilities from 0 to 1, found others or NaN; leave out cases that failed")
-    if len(classes) > 2:
-        positive, predicted = None, given.argmax(axis=1)
-    else:
-        positive = 1 if positive is None else positive
-        if positive not in (0, 1):
-            raise ValueError(f"expected the positive class's number, 0 or 1, found {positive}")
-        # In the probabilities' own type: a float32 that was saved as the threshold must equal itself here.
-        called = given[:, positive] >= np.asarray(threshold).astype(given.dtype)
-        predicted = np.where(called, positive, 1 - positive)
-    _, patient = np.unique(names, return_inverse=True)
-    return _Cases(
-        label=truth.astype(np.int64),
-        predicted=predicted.astype(np.int64),
-        probabilities=np.clip(given.astype(float), 0, 1),
-        patient=patient.astype(np.int64),
-        classes=classes,
         positive=positive,
+        several=cases.several,
+        thresholds={name: threshold_of(threshold, name) for name in decided},
     )
 
 
-def _bootstrap(cases: _Cases, resamples: int, seed: int) -> dict[str, Floats]:
+def intervals(cases: Scored, resamples: int, seed: int) -> tuple[dict[str, Interval], dict[str, Floats]]:
+    """Each metric with its interval, and what it is in each resample (resamples,), NaN where undefined."""
+    values, draws = values_of(cases), bootstrap(cases, resamples, seed)
+    return {name: _interval(name, value, draws[name]) for name, value in values.items()}, draws
+
+
+def values_of(cases: Scored) -> dict[str, float]:
+    """Each metric of the cases as they are, NaN where undefined."""
+    return {name: float(value[0]) for name, value in measure(cases, np.ones((1, len(cases)))).items()}
+
+
+def bootstrap(cases: Scored, resamples: int, seed: int) -> dict[str, Floats]:
     """Each metric over the resamples, (resamples,); empty where there are fewer than two patients to draw from."""
-    blocks = [_metrics(cases, weights) for weights in patient_draws(cases.patient, resamples, seed)]
-    if cases.patient.max(initial=-1) < 1 or not blocks:
-        return {name: np.empty(0) for name in _metrics(cases, np.ones((1, len(cases.label))))}
+    if cases.patients < 2:
+        return {name: np.empty(0) for name in values_of(cases)}
+    blocks = [measure(cases, weights) for weights in patient_draws(cases.patient, resamples, seed)]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def _metrics(cases: _Cases, weights: Floats) -> dict[str, Floats]:
-    """Every metric for each row of `weights` (r, n), each (r,), NaN where undefined."""
-    confusion = _confusion(cases, weights)
-    total = confusion.sum(axis=(1, 2))
-    metrics = {"accuracy": share(np.trace(confusion, axis1=1, axis2=2), total)}
-    if cases.positive is None:
-        each = [_one_against_rest(cases, weights, confusion, number) for number in range(len(cases.classes))]
-        names = ("sensitivity", "specificity", "f1", "auroc", "average_precision")
-        there = [number for number in range(len(cases.classes)) if (cases.label == number).any()]
-        metrics |= {name: _mean([each[number][name] for number in there], len(weights)) for name in names}
-        squares = ((cases.probabilities - np.eye(len(cases.classes))[cases.label]) ** 2).sum(axis=1)
-        top = np.take_along_axis(cases.probabilities, cases.predicted[:, None], axis=1)[:, 0]
-        metrics["brier"] = share(weights @ squares, total)
-        metrics["ece"] = _ece(cases.predicted == cases.label, top, weights)
-        metrics |= {f"{name}_{one}": each[k][name] for name in names for k, one in enumerate(cases.classes)}
-        return metrics
-    metrics |= _one_against_rest(cases, weights, confusion, cases.positive)
-    score, positive = cases.probabilities[:, cases.positive], cases.label == cases.positive
-    metrics["brier"] = share(weights @ (score - positive) ** 2, total)
-    metrics["ece"] = _ece(positive, score, weights)
-    return metrics
+@dataclass(frozen=True)
+class Paired:
+    """Each metric of two predictions of the same cases, and `difference`: that of the second minus that of the first."""
+
+    first: dict[str, Interval]
+    second: dict[str, Interval]
+    difference: dict[str, Interval]
 
 
-def _confusion(cases: _Cases, weights: Floats) -> Floats:
-    """Weight of each pair (actual, predicted), (r, k, k)."""
-    size = len(cases.classes)
-    cell = np.eye(size * size)[cases.label * size + cases.predicted]
-    return (weights @ cell).reshape(len(weights), size, size)
+def paired(first: Scored, second: Scored, resamples: int, seed: int) -> Paired:
+    """Two predictions of the same cases in the same order, measured on the same resamples, so that what is hard for both cancels.
 
-
-def _one_against_rest(cases: _Cases, weights: Floats, confusion: Floats, number: int) -> dict[str, Floats]:
-    """Metrics of one class against all others. f1 is undefined where the class has no case (0/0 in its recall)."""
-    hit = confusion[:, number, number]
-    actual, called = confusion[:, number].sum(axis=1), confusion[:, :, number].sum(axis=1)
-    total = confusion.sum(axis=(1, 2))
-    rejected = total - actual - called + hit
-    sensitivity, specificity = share(hit, actual), share(rejected, total - actual)
-    positive, score = cases.label == number, cases.probabilities[:, number]
-    return {
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "ppv": share(hit, called),
-        "npv": share(rejected, total - called),
-        "f1": np.where(actual > 0, share(2 * hit, actual + called), np.nan),
-        "auroc": auroc(positive, score, weights),
-        "average_precision": average_precision(positive, score, weights),
+    ValueError where cases, labels or patients are not the same.
+    """
+    if not (np.array_equal(first.label, second.label) and np.array_equal(first.patient, second.patient)):
+        raise ValueError("expected the same cases, labels and patients in the same order")
+    (one, draws), (other, others) = (intervals(cases, resamples, seed) for cases in (first, second))
+    values, further = values_of(first), values_of(second)
+    differences = {
+        name: percentile_interval(further[name] - values[name], others[name] - draws[name]) for name in values
     }
+    return Paired(one, other, differences)
 
 
-def _ece(correct: ArrayLike, confidence: Floats, weights: Floats) -> Floats:
-    """Expected calibration error over the bins of `ECE_EDGES`, (r,): the weighted mean gap between confidence and share
-    of correct cases. For few cases it is biased upwards, the more so in resamples."""
-    member = np.eye(len(ECE_EDGES) + 1)[np.digitize(confidence, ECE_EDGES, right=True)]
-    gap = np.asarray(correct).astype(float) - confidence
-    return share(np.abs(weights @ (member * gap[:, None])).sum(axis=1), weights.sum(axis=1))
+@dataclass(frozen=True)
+class Drawn:
+    """Metrics of some cases, and what they are in each resample."""
+
+    values: dict[str, float]
+    draws: dict[str, Floats]
 
 
-def _mean(each: Sequence[Floats], rows: int) -> Floats:
-    """Mean over classes, (r,); NaN where one of them is NaN, so that all resamples average over the same classes."""
-    return np.mean(each, axis=0) if each else np.full(rows, np.nan)
+RANKED = ("auroc", "average_precision")
+"""Metrics that compare cases with one another: between cases of different networks they mean little."""
 
 
-def _interval(name: str, value: float, draws: Floats) -> Interval:
-    """The value with its interval over the resamples that define it, stretched to the value where it would miss it."""
+def within(cases: Scored, group: ArrayLike, resamples: int, seed: int) -> Drawn:
+    """Means over groups of cases (folds, each with a network of its own) of the `RANKED` metrics within each.
+
+    `group` (n,); groups have no patient in common, so each is resampled by itself.
+    """
+    of_case = np.asarray(group)
+    each = [cases.take(of_case == one) for one in np.unique(of_case)]
+    drawn = [(values_of(part), bootstrap(part, resamples, seed + place)) for place, part in enumerate(each)]
+    complete = all(part.patients > 1 for part in each)
+    return Drawn(
+        {name: float(np.mean([values[name] for values, _ in drawn])) for name in RANKED},
+        {name: np.mean([draws[name] for _, draws in drawn], axis=0) if complete else np.empty(0) for name in RANKED},
+    )
+
+
+def percentile_interval(value: float, draws: Floats) -> Interval:
+    """The value with its 95 % interval over the resamples that define it, stretched to the value where it would miss it."""
     if np.isnan(value):
         return Interval(None, None, None)
     defined = draws[~np.isnan(draws)]
     if not len(defined):
-        return Interval(value, None, None)
+        return Interval(float(value), None, None)
     low, high = (float(end) for end in np.percentile(defined, PERCENTILES))
-    if name in REFLECTED:
-        low, high = max(0.0, 2 * value - high), min(1.0, 2 * value - low)
-    return Interval(value, min(low, value), max(high, value))
+    return Interval(float(value), min(low, value), max(high, value))
 
 
-def _warnings(cases: _Cases, patients: int, metrics: Mapping[str, Interval], draws: Mapping[str, Floats]) -> list[str]:
+def _interval(name: str, value: float, draws: Floats) -> Interval:
+    one = percentile_interval(value, draws)
+    if one.low is None or one.high is None or not (name == REFLECTED or name.startswith(f"{REFLECTED}_")):
+        return one
+    low, high = (float(end) for end in np.percentile(draws[~np.isnan(draws)], PERCENTILES))
+    return Interval(value, min(max(0.0, 2 * value - high), value), max(min(1.0, 2 * value - low), value))
+
+
+def _warnings(cases: Scored, metrics: Mapping[str, Interval], draws: Mapping[str, Floats]) -> list[str]:
     """What a reader must know before believing the numbers, in plain sentences."""
-    if not patients:
+    if not cases.patients:
         return ["The split has no case: nothing was measured."]
-    warnings = _class_warnings(cases)
-    if patients == 1:
+    warnings = _finding_warnings(cases) if cases.several else _class_warnings(cases)
+    if cases.patients == 1:
         warnings.append("All cases are of one patient: no interval can be given.")
+    if cases.several:  # of dozens of findings' own figures, the tables show which are undefined or wide
+        own = {f"{name}_{one}" for name in metrics for one in cases.classes}
+        metrics = {name: one for name, one in metrics.items() if name not in own}
     undefined = [name for name, one in metrics.items() if one.value is None]
     if undefined:
         warnings.append(f"Undefined in this split: {', '.join(undefined)}.")
@@ -276,15 +257,20 @@ def _warnings(cases: _Cases, patients: int, metrics: Mapping[str, Interval], dra
         if count and one.value is not None:
             lost.setdefault(count, []).append(name)
     for count, names in lost.items():
-        share = f"{count} of {len(draws[names[0]])} resamples"
-        warnings.append(f"Undefined in {share}, which their intervals leave out: {', '.join(names)}.")
-    return warnings + _width_warnings(patients, metrics)
+        part = f"{count} of {len(draws[names[0]])} resamples"
+        warnings.append(f"Undefined in {part}, which their intervals leave out: {', '.join(names)}.")
+    return warnings + _width_warnings(cases.patients, metrics)
 
 
-def _class_warnings(cases: _Cases) -> list[str]:
+def _members(cases: Scored) -> dict[str, int]:
+    """Patients of each class, or with each finding."""
+    return {name: np.unique(cases.patient[cases.of_class(number)]).size for number, name in enumerate(cases.classes)}
+
+
+def _class_warnings(cases: Scored) -> list[str]:
     """Classes without a case, or with few patients."""
     warnings = []
-    members = {name: np.unique(cases.patient[cases.label == k]).size for k, name in enumerate(cases.classes)}
+    members = _members(cases)
     there = [name for name, count in members.items() if count]
     if len(there) == 1:
         warnings.append(f"The split has only the class {there[0]!r}: it cannot show that classes are told apart.")
@@ -293,10 +279,28 @@ def _class_warnings(cases: _Cases) -> list[str]:
         warnings.append(f"No case of {absent} in the split: means over the classes leave them out.")
     for name in there:
         if members[name] < FEW_PATIENTS:
-            who = f"{members[name]} {'patient' if members[name] == 1 else 'patients'}"
+            who = counted(members[name], "patient")
             warnings.append(
                 f"Only {who} in the class {name!r}: below {FEW_PATIENTS}, intervals are rough and too narrow."
             )
+    return warnings
+
+
+def _finding_warnings(cases: Scored) -> list[str]:
+    """Findings that no case has, or that all have, or few patients: each kind in one sentence, as there may be dozens."""
+    members = _members(cases)
+    absent = [repr(name) for name, count in members.items() if not count]
+    always = [repr(name) for number, name in enumerate(cases.classes) if cases.of_class(number).all()]
+    few = [f"{name!r} ({count})" for name, count in members.items() if 0 < count < FEW_PATIENTS]
+    warnings = []
+    if absent:
+        warnings.append(f"No case with {', '.join(absent)} in the split: means over the findings leave them out.")
+    if always:
+        warnings.append(f"All cases have {', '.join(always)}: the split cannot show that they are told apart.")
+    if few:
+        warnings.append(
+            f"Few patients with {', '.join(few)}: below {FEW_PATIENTS}, intervals are rough and too narrow."
+        )
     return warnings
 
 

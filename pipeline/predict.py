@@ -1,98 +1,158 @@
 """A trained model and cases to probabilities and evidence.
 
-`load_model` opens a run; `TrainedModel.predict` takes prepared images (batch, k, size, size) as levels. Image predictions of one case are
-averaged: the mean of the probabilities.
+`load_model` opens a run, of one network or an ensemble's; `TrainedModel.predict` takes prepared images (batch, k, size, size) as levels.
+Each member sees each mirror image that the model asks for: a view. What a case's images say together is in `pipeline.pooling`.
+Results come as streams: memory does not grow with the images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from pipeline.cache import PreparedImages
-from pipeline.columns import text
 from pipeline.dataset import ImageFile, Prepared, Preparer, prepare_all
 from pipeline.errors import RejectReason, RunError
-from pipeline.explain import class_evidence
+from pipeline.explain import class_evidence, mirrored_back
 from pipeline.feed import standardised
-from pipeline.model import WEIGHTS_FILE, Classifier, Geometry
-from pipeline.run import MODEL_FILE, ModelFacts, read_model
+from pipeline.model import WEIGHTS_FILE, Classifier, Geometry, VolumeClassifier, new_network
+from pipeline.pooling import image_probabilities
+from pipeline.prediction_tables import STATUS_FAILED as STATUS_FAILED
+from pipeline.prediction_tables import STATUS_OK as STATUS_OK
+from pipeline.prediction_tables import case_table as case_table
+from pipeline.prediction_tables import decide
+from pipeline.prediction_tables import image_table as image_table
+from pipeline.prediction_tables import probability_columns as probability_columns
+from pipeline.run import MODEL_FILE, ModelFacts, member_folders, read_model
+from pipeline.scope import RASTER_FORMATS as RASTER_FORMATS
+from pipeline.scope import scope_of as scope_of
+from pipeline.scope import scope_reason as scope_reason
+from pipeline.volume_evidence import evidence_on_slices, resampled_volume
 from pipeline.work import Failure
 from transforms.intensity import from_levels
 
 BATCH = 16
 """Images a forward pass: on the CPU larger ones gain nothing, on a GPU decoding is the slower part."""
-
-STATUS_OK, STATUS_FAILED = "ok", "failed"
-UID_COLUMNS = ["study_instance_uid", "series_instance_uid", "sop_instance_uid"]
-PICTURE_FORMATS = ("png", "jpeg", "tiff")
-RASTER_FORMATS = (*PICTURE_FORMATS, "nifti")
-"""Formats without a DICOM header: rules and scope have nothing to ask, and results become overlays."""
-SCOPE_COLUMNS = ("modality", "body_part_examined", "view_position")
+MIRRORS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "flip_horizontal": ((), (-1,)),
+    "flips": ((), (-1,), (-2,), (-2, -1)),
+}
+"""For each name of `evaluation.views` the axes along which the image is mirrored, one tuple a mirror image."""
 
 Item = TypeVar("Item")
+Network = Classifier | VolumeClassifier
 
 NOTHING: NDArray[np.uint16] = np.empty(0, dtype=np.uint16)
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """`probabilities` (batch, classes) float64; `evidence` (batch, classes, cell rows, cell columns) float32; `shown` (batch,): the class
-    whose evidence speaks for the image, the finding of two classes, the most probable of more.
+    """What v views say of a batch, the network's own logits: `logits` (batch, v, classes) and `attention` (batch, v), 0 without attention
+    pooling, float64; `evidence` (batch, classes, cell rows, cell columns) float32, the views' mean, mirrored back; `probabilities`
+    (batch, classes) float64, calibrated; `shown` (batch,): the class whose evidence speaks for the image, the finding of two
+    classes, the most probable of others.
     """
 
-    probabilities: NDArray[np.float64]
+    logits: NDArray[np.float64]
+    attention: NDArray[np.float64]
     evidence: NDArray[np.float32]
+    probabilities: NDArray[np.float64]
     shown: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network with what is known about it, on its device."""
+    """One network, or an ensemble's, with what is known about them, on their device."""
 
-    network: Classifier
+    networks: tuple[Network, ...]
     facts: ModelFacts
     device: torch.device
+
+    @property
+    def network(self) -> Network:
+        """The first; the others are of the same shape."""
+        return self.networks[0]
 
     @property
     def geometry(self) -> Geometry:
         return self.network.geometry
 
+    @property
+    def views(self) -> int:
+        return len(self.networks) * len(MIRRORS[self.facts.views])
+
+    @property
+    def temperatures(self) -> NDArray[np.float64]:
+        """(v,)"""
+        return np.full(self.views, self.facts.temperature)
+
     def predict(self, levels: NDArray[np.uint16]) -> Predicted:
-        """One forward pass: probabilities, and the evidence map that the same pass gives."""
+        """One forward pass a view: logits, and the evidence map that the same pass gives.
+
+        With volume pooling the batch is one case, its slices in order, and each says what the case says.
+        """
+        volume, depth = self.facts.network.pooling == "volume", self.facts.network.bag_size
+        inputs = self._input(np.moveaxis(resampled_volume(levels, depth), 1, 0) if volume else levels)
+        inputs = inputs.transpose(0, 1)[None].contiguous() if volume else inputs
+        views = [self._view(network, inputs, axes) for axes in MIRRORS[self.facts.views] for network in self.networks]
+        logits = torch.stack([view.logits for view in views], dim=1).double().cpu().numpy()
+        attention = torch.stack([view.attention for view in views], dim=1).double().cpu().numpy()
+        evidence = torch.stack([view.evidence for view in views]).mean(dim=0).cpu().numpy()
+        if volume:
+            logits, attention = (np.repeat(one, len(levels), axis=0) for one in (logits, attention))
+            assert isinstance(self.network, VolumeClassifier)
+            evidence = evidence_on_slices(evidence[0], len(levels), depth, self.network.depth_geometry)
+        probabilities = image_probabilities(logits, self.temperatures, self.facts.several)
+        positive = self.facts.positive_index
+        shown = probabilities.argmax(axis=1) if positive is None else np.full(len(logits), positive)
+        return Predicted(logits, attention, evidence, probabilities, shown)
+
+    def _input(self, levels: NDArray[np.uint16]) -> torch.Tensor:
+        """(n, c, rows, columns) from levels (n, k, rows, columns)."""
         images = from_levels(torch.from_numpy(levels).to(self.device))
-        batch = standardised(images, self.facts.input_mean, self.facts.input_std)
+        return standardised(images, self.facts.input_mean, self.facts.input_std)
+
+    def _view(self, network: Network, inputs: torch.Tensor, axes: tuple[int, ...]) -> _View:
+        """What one network says of images (b, c, rows, columns), or volumes (b, c, depth, rows, columns), mirrored along `axes`."""
+        seen = inputs.flip(axes) if axes else inputs
         with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            features = self.network.features(batch)
+            features = network.features(seen)
         with torch.inference_mode():
             features = features.float()
-            logits = self.network.classify(features)
-            probabilities = torch.softmax(logits.double() / self.facts.temperature, dim=1)
-            positive = self.facts.positive_index
-            shown = (
-                logits.argmax(dim=1) if positive is None else torch.full((len(logits),), positive, device=logits.device)
-            )
-            evidence = class_evidence(features, self.network.head.weight, self.network.head.bias)
-        return Predicted(probabilities.cpu().numpy(), evidence.float().cpu().numpy(), shown.cpu().numpy())
+            logits = network.classify(features)
+            attention = _attention(network, features)
+            evidence = class_evidence(features, network.head.weight, network.head.bias, several=self.facts.several)
+            evidence = mirrored_back(evidence, axes, network.geometry, inputs.shape[-1])
+        return _View(logits, attention, evidence)
 
     def decide(self, probabilities: NDArray[np.float64]) -> list[str]:
-        """Each row's class (n, classes): by the threshold for two classes, the most probable of more; '' for NaN."""
-        classes, positive = self.facts.classes, self.facts.positive_index
-        if positive is None:
-            chosen = np.where(np.isnan(probabilities), -1.0, probabilities).argmax(axis=1)
-        else:
-            chosen = np.where(probabilities[:, positive] >= self.facts.threshold, positive, 1 - positive)
-        unknown: NDArray[np.bool_] = np.asarray(np.isnan(probabilities).any(axis=1))
-        return ["" if missing else classes[place] for place, missing in zip(chosen, unknown, strict=True)]
+        """Each row's class, or classes (n, classes): see `prediction_tables.decide`."""
+        return decide(self.facts, probabilities)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One view of b images or volumes: (b, classes), (b,) and (b, classes, *cells)."""
+
+    logits: torch.Tensor
+    attention: torch.Tensor
+    evidence: torch.Tensor
+
+
+def _attention(network: Network, features: torch.Tensor) -> torch.Tensor:
+    """(b,) what the attention network says of each image, before the softmax over its case; 0 without one."""
+    if isinstance(network, VolumeClassifier):
+        return features.new_zeros(len(features))
+    return network.scores(features).float()
 
 
 @dataclass(frozen=True)
@@ -102,9 +162,11 @@ class ImageResult:
     file: ImageFile
     failure: Failure | None = None
     prepared: Prepared | None = None
-    probabilities: NDArray[np.float64] | None = None  # (classes,)
+    probabilities: NDArray[np.float64] | None = None  # (classes,), calibrated
     evidence: NDArray[np.float32] | None = None  # (classes, cell rows, cell columns)
     shown: int = 0
+    logits: NDArray[np.float64] | None = None  # (views, classes)
+    attention: NDArray[np.float64] | None = None  # (views,)
 
     @property
     def reason(self) -> str:
@@ -117,7 +179,7 @@ def predict_files(
 ) -> Iterator[ImageResult]:
     """Each file decoded, prepared and predicted, in order; a stream, so memory does not grow with the number of files."""
     preparer = Preparer(model.facts.preprocessing, keep_shown)
-    for batch in batched(prepare_all(files, preparer, workers)):
+    for batch in _batches(model, prepare_all(files, preparer, workers), lambda item: item[0].case_id):
         decoded = [(file, prepared) for file, prepared in batch if isinstance(prepared, Prepared)]
         levels = np.stack([prepared.image for _, prepared in decoded]) if decoded else NOTHING
         predicted = _results(model, levels, decoded)
@@ -131,7 +193,7 @@ def predict_prepared(model: TrainedModel, files: Sequence[ImageFile], images: Pr
         int(position): Failure(RejectReason(reason), detail)
         for position, reason, detail in images.failures.itertuples(index=False, name=None)
     }
-    for batch in batched(range(len(files))):
+    for batch in _batches(model, range(len(files)), lambda position: files[position].case_id):
         usable = [position for position in batch if position not in failed]
         levels = images.take(np.array(usable, dtype=np.int64))
         predicted = _results(model, levels, [(files[position], None) for position in usable])
@@ -140,18 +202,28 @@ def predict_prepared(model: TrainedModel, files: Sequence[ImageFile], images: Pr
             yield ImageResult(files[position], failure=failure) if failure else next(predicted)
 
 
+def _batches(model: TrainedModel, items: Iterable[Item], case_of: Callable[[Item], str]) -> Iterator[list[Item]]:
+    """What goes through the network at once: some images, or all of a case where it is a volume."""
+    if model.facts.network.pooling != "volume":
+        return batched(items)
+    return (list(of_case) for _, of_case in groupby(items, key=case_of))
+
+
 def _results(
     model: TrainedModel, levels: NDArray[np.uint16], images: Sequence[tuple[ImageFile, Prepared | None]]
 ) -> Iterator[ImageResult]:
     """One result for each of `images`, whose levels (n, k, size, size) are given."""
     if not images:
         return
-    predicted = model.predict(levels)
-    for (file, prepared), probabilities, evidence, shown in zip(
-        images, predicted.probabilities, predicted.evidence, predicted.shown.tolist(), strict=True
-    ):
-        if np.isfinite(probabilities).all() and np.isfinite(evidence).all():
-            yield ImageResult(file, None, prepared, probabilities, evidence, shown)
+    told = model.predict(levels)
+    whole = [np.isfinite(array.reshape(len(images), -1)) for array in (told.logits, told.attention, told.evidence)]
+    finite: NDArray[np.bool_] = np.asarray(np.concatenate(whole, axis=1).all(axis=1))
+    for place, (file, prepared) in enumerate(images):
+        if finite[place]:
+            yield ImageResult(
+                file, None, prepared, told.probabilities[place], told.evidence[place], int(told.shown[place]),
+                told.logits[place], told.attention[place],
+            )  # fmt: skip
         else:
             failure = Failure(RejectReason.NOT_FINITE, "the network's output is not a finite number")
             yield ImageResult(file, failure=failure)
@@ -163,19 +235,28 @@ def pick_device() -> torch.device:
 
 
 def load_model(run: Path, device: torch.device | None = None) -> TrainedModel:
-    """The trained model of a run; RunError where it is incomplete or damaged."""
+    """The trained model of a run, or of an ensemble's; RunError where it is incomplete or damaged."""
     facts = read_model(run)
-    network = Classifier(facts.network, len(facts.classes))
+    networks = [_load_network(folder, facts) for folder in member_folders(run, facts)]
+    return trained_model(networks, facts, device or pick_device())
+
+
+def _load_network(folder: Path, facts: ModelFacts) -> Network:
+    network = new_network(facts.network, len(facts.classes), facts.preprocessing.size)
     try:
-        network.load_state_dict(load_file(run / WEIGHTS_FILE))
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except RuntimeError as error:
-        raise RunError(f"{run / WEIGHTS_FILE}: does not fit the network that {MODEL_FILE} describes") from error
-    return trained_model(network, facts, device or pick_device())
+        raise RunError(f"{folder / WEIGHTS_FILE}: does not fit the network that {MODEL_FILE} describes") from error
+    return network
 
 
-def trained_model(network: Classifier, facts: ModelFacts, device: torch.device) -> TrainedModel:
-    """A network in evaluation mode on its device."""
-    return TrainedModel(network.eval().to(device).to(memory_format=torch.channels_last), facts, device)
+def trained_model(networks: Sequence[Network], facts: ModelFacts, device: torch.device) -> TrainedModel:
+    """Networks in evaluation mode on their device."""
+    flat = facts.network.pooling != "volume"
+    ready = [network.eval().to(device) for network in networks]
+    if flat:
+        ready = [network.to(memory_format=torch.channels_last) for network in ready]
+    return TrainedModel(tuple(ready), facts, device)
 
 
 def batched(items: Iterable[Item], size: int = BATCH) -> Iterator[list[Item]]:
@@ -183,91 +264,3 @@ def batched(items: Iterable[Item], size: int = BATCH) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def probability_columns(classes: Sequence[str]) -> list[str]:
-    """The columns p_<class>."""
-    return [f"p_{name}" for name in classes]
-
-
-def image_table(images: pd.DataFrame, results: Sequence[ImageResult], model: TrainedModel) -> pd.DataFrame:
-    """One row an image, in the order of `results`: probabilities, or the reason for which there are none."""
-    missing = np.full(len(model.facts.classes), np.nan)
-    probabilities = np.array([missing if result.probabilities is None else result.probabilities for result in results])
-    probabilities = probabilities.reshape(len(results), len(missing))
-    named = {column: text(images[column]).to_numpy() for column in ("case_id", *UID_COLUMNS, "source", "path")}
-    table = pd.DataFrame({**named, "frame": images["frame"].to_numpy()})
-    table["predicted"] = model.decide(probabilities)
-    table[probability_columns(model.facts.classes)] = probabilities
-    table["in_scope"] = scope_reason(images, model.facts.scope).to_numpy() == ""
-    table["status"] = [STATUS_FAILED if result.failure else STATUS_OK for result in results]
-    table["reason"] = [result.reason for result in results]
-    return table
-
-
-def case_table(cases: pd.DataFrame, images: pd.DataFrame, model: TrainedModel) -> pd.DataFrame:
-    """One row a case of `cases` (case_id, UIDs, path, perhaps label): the mean over its images that could be predicted.
-
-    A case fails only if all of its images do; images that failed in a case that did not are named in its reason.
-    """
-    columns = probability_columns(model.facts.classes)
-    ids = cases["case_id"]
-    by_case = images.groupby("case_id", sort=False)
-    mean = by_case[columns].mean().reindex(ids).to_numpy()
-    failed = images["status"].eq(STATUS_FAILED).groupby(images["case_id"], sort=False).sum().reindex(ids).to_numpy()
-    total = by_case.size().reindex(ids).to_numpy()
-    first_reason = (
-        images[images["reason"] != ""].groupby("case_id", sort=False)["reason"].first().reindex(ids).fillna("")
-    )
-    table = cases[["case_id", *UID_COLUMNS, "path"]].reset_index(drop=True)
-    table["label"] = cases["label"].to_numpy() if "label" in cases else ""
-    table["predicted"] = model.decide(mean)
-    table[columns] = mean
-    table["in_scope"] = by_case["in_scope"].all().reindex(ids).to_numpy(dtype=bool)
-    table["status"] = np.where(failed == total, STATUS_FAILED, STATUS_OK)
-    table["reason"] = [
-        f"{bad} of {count} images failed: {why}" if bad and count > 1 else why
-        for bad, count, why in zip(failed, total, first_reason, strict=True)
-    ]
-    return table
-
-
-def scope_of(images: pd.DataFrame) -> dict[str, list[str]]:
-    """What a model trained on `images` has seen: file formats, and the values of the columns that headers (or the manifest's facts)
-    tell; '' among them where some were not known.
-    """
-    seen = {column: sorted(text(images[column]).unique().tolist()) for column in ("format", *SCOPE_COLUMNS)}
-    return {column: values for column, values in seen.items() if values != [""]}
-
-
-def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]]) -> pd.Series:
-    """For each image why it is not of the kind that the model was trained on, or ''.
-
-    A PNG, JPEG or TIFF has no header to ask: it is in scope if such files were trained on. A NIfTI is if NIfTI was, and its modality,
-    which decides what its values count, is one that the training saw. A DICOM image is if DICOM was, it has for each column that the
-    training knew one of the values that it saw, and it breaks none of the training's rules (column `rule`).
-    """
-    formats = scope.get("format", [])
-    found = text(images["format"])
-    picture, volume = found.isin(PICTURE_FORMATS), found.eq("nifti")
-    dicom = ~picture & ~volume
-    only = f"trained on {', '.join(formats)} only"
-    reason = pd.Series("", index=images.index, dtype=object)
-    if not set(formats) & set(PICTURE_FORMATS):
-        reason.loc[picture] = f"out of scope: a PNG, JPEG or TIFF, {only}"
-    if "nifti" not in formats:
-        reason.loc[volume] = f"out of scope: a NIfTI, {only}"
-    if "dicom" not in formats:
-        reason.loc[dicom] = f"out of scope: a DICOM image, {only}"
-    for column in [name for name in SCOPE_COLUMNS if name in scope]:
-        value = text(images[column])
-        asked = dicom | volume if column == "modality" else dicom
-        outside = asked & ~value.isin(scope[column]) & (reason == "")
-        trained = ", ".join(value or "not known" for value in scope[column])
-        reason.loc[outside] = (
-            f"out of scope: {column} is " + value[outside].replace("", "not known") + f", trained on {trained}"
-        )
-    rule = text(images["rule"])
-    broken = dicom & (rule != "") & (reason == "")
-    reason.loc[broken] = "out of scope: the training left such images out (" + rule[broken] + ")"
-    return reason

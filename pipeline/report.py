@@ -1,7 +1,8 @@
-"""Pages for people: one self-contained HTML file each, without scripts and without anything from elsewhere.
+"""Pages for people: one self-contained HTML file each, without anything from elsewhere.
 
-In: the plain values of a record (`audit.json`). All text is escaped, as headers and sheets may hold anything; the page forbids
-the browser to load or run anything besides. Every page says that it is for research use only.
+What all pages share: their templates' environment, in which all text is escaped, as headers and sheets may hold anything, and the words of
+numbers. The page forbids the browser to load or run anything besides. Every page says that it is for research use only. The
+audit's page is made here, from the plain values of `audit.json`; an evaluation's in `run_report`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def audit_page(record: Mapping[str, Any]) -> str:
     varied = [table for table in record["breakdowns"] if len(table["values"]) > 1]
     single = [table for table in record["breakdowns"] if len(table["values"]) == 1]
     missing = [row for row in record["missing"] if 0 < row["missing"] < record["flow"]["cases"]]
-    return _environment().get_template("audit.html").render(
+    return page_environment().get_template("audit.html").render(
         record,
         colours={name: COLOURS[number % len(COLOURS)] for number, name in enumerate(classes)},
         who="blocks" if record["manifest"]["patients"] == "blocks" else "patients",
@@ -52,7 +53,8 @@ def _shortened(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Of the templates in pipeline/templates; what a template names and is not given is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -62,7 +64,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "percent": _percent, "figure": _figure, "place": _place}
+    environment.filters |= {
+        "number": _number,
+        "percent": _percent,
+        "figure": _figure,
+        "place": _place,
+        "along": _along,
+        "interval": _interval,
+        "share": _share,
+        "shade": _shade,
+    }
     return environment
 
 
@@ -80,6 +91,27 @@ def _figure(value: float | None) -> str:
 
 def _place(value: float | None) -> str:
     """Where a value stands on the AUROC's axis, in percent of its width."""
-    low, high = AXIS
-    inside = min(max(low if value is None else value, low), high)
+    return _along(AXIS[0] if value is None else value, *AXIS)
+
+
+def _along(value: float, low: float, high: float) -> str:
+    """Where a value stands between two others, in percent of the way; beyond them at the nearer end."""
+    inside = min(max(value, low), high)
     return f"{100 * (inside - low) / (high - low):.1f}"
+
+
+def _interval(one: Mapping[str, float | None]) -> str:
+    """0.91, interval 0.87 to 0.94."""
+    between = "" if one["low"] is None else f", interval {_figure(one['low'])} to {_figure(one['high'])}"
+    return "undefined" if one["value"] is None else f"{one['value']:.2f}{between}"
+
+
+def _share(part: float | None) -> str:
+    return "–" if part is None else f"{part:.0%}".replace("%", " %")
+
+
+def _shade(share: float | None, right: bool) -> str:
+    """Of a cell of the confusion matrix: the more of its row, the stronger, blue where it is right, orange where not; light enough that
+    the text on it keeps a contrast of 7:1."""
+    red, green, blue = (0, 114, 178) if right else (213, 94, 0)
+    return f"rgba({red}, {green}, {blue}, {0.06 + 0.4 * (share or 0.0):.2f})"

@@ -20,8 +20,10 @@ PERCENTILES = (2.5, 97.5)
 """Ends of a 95 % interval over resamples."""
 GRID: Floats = np.linspace(0, 1, 101)
 """False positive rates at which a curve's band is given."""
-WEIGHTS_PER_BLOCK = 4_000_000
-"""Resamples are worked through in blocks of about this many weights: 32 MB an array however many cases there are."""
+ROUNDED = 1e-9
+"""By which a recall may miss its grid point: 0.29 · 100 is not 29 in floating point."""
+WEIGHTS_PER_BLOCK = 500_000
+"""Resamples are worked through in blocks of about this many weights: 4 MB an array however many cases there are."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,23 @@ class RocPoints:
     high: Floats
 
 
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision at each `recall` with its 95 % band, (101,) each; the band is empty with one patient, all are without a positive."""
+
+    recall: Floats
+    precision: Floats
+    low: Floats
+    high: Floats
+
+
 def auroc(positive: ArrayLike, score: ArrayLike, weights: ArrayLike) -> Floats:
     """Area under the ROC curve for each row of `weights` (r, n) → (r,); NaN where one side has no weight.
 
     The weighted share of pairs (positive, negative) in which the positive has the higher score, ties counting half: the
     trapezoid area that scikit-learn's roc_auc_score gives, here for all resamples after one sort.
     """
-    ours, others, _ = _by_score(positive, score, weights)
-    if not ours.shape[1]:
-        return np.full(len(ours), np.nan)
-    higher = np.cumsum(ours, axis=1) - ours / 2  # weight of positives ranked above each score
-    return share((others * higher).sum(axis=1), ours.sum(axis=1) * others.sum(axis=1))
+    return areas(positive, score, weights)[0]
 
 
 def average_precision(positive: ArrayLike, score: ArrayLike, weights: ArrayLike) -> Floats:
@@ -58,11 +66,20 @@ def average_precision(positive: ArrayLike, score: ArrayLike, weights: ArrayLike)
 
     What scikit-learn's average_precision_score gives, but NaN where no positive has weight (scikit-learn says 0).
     """
-    ours, others, _ = _by_score(positive, score, weights)
-    found = np.cumsum(ours, axis=1)
+    return areas(positive, score, weights)[1]
+
+
+def areas(positive: ArrayLike, score: ArrayLike, weights: ArrayLike) -> tuple[Floats, Floats]:
+    """`auroc` and `average_precision` after one sort."""
+    ours, others, _ = by_score(positive, score, weights)
+    if not ours.shape[1]:
+        return np.full(len(ours), np.nan), np.full(len(ours), np.nan)
+    found = np.cumsum(ours, axis=1)  # weight of positives ranked here or above
     called = found + np.cumsum(others, axis=1)
     precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
-    return share((ours * precision).sum(axis=1), ours.sum(axis=1))
+    ranked = (others * (found - ours / 2)).sum(axis=1)
+    total = found[:, -1]
+    return share(ranked, total * others.sum(axis=1)), share((ours * precision).sum(axis=1), total)
 
 
 def roc_points(
@@ -73,7 +90,7 @@ def roc_points(
     The band holds, at each false positive rate, the middle 95 % of the sensitivities over resampled patients.
     """
     positive = np.asarray(label).astype(bool)
-    ours, others, threshold = _by_score(positive, score, np.ones((1, len(positive))))
+    ours, others, threshold = by_score(positive, score, np.ones((1, len(positive))))
     empty = np.empty(0)
     if not ours.sum() or not others.sum():
         return RocPoints(empty, empty, empty, empty, empty, empty)
@@ -85,13 +102,49 @@ def roc_points(
     curves = [
         _at(GRID, *_curve(one, rest))
         for weights in patient_draws(patient.astype(np.int64), resamples, seed)
-        for one, rest in zip(*_by_score(positive, score, weights)[:2], strict=True)
+        for one, rest in zip(*by_score(positive, score, weights)[:2], strict=True)
         if one.sum() and rest.sum()
     ]
     if not curves or patient.max() == 0:
         return RocPoints(*points, empty, empty, empty)
     low, high = np.percentile(np.stack(curves), PERCENTILES, axis=0)
     return RocPoints(*points, GRID, low, high)
+
+
+def precision_recall(
+    label: ArrayLike, score: ArrayLike, patients: ArrayLike, *, resamples: int = 1000, seed: int = 0
+) -> PrecisionRecall:
+    """Precision at each recall of `GRID`, with a pointwise 95 % band over resampled patients.
+
+    At a recall stands the precision of the highest threshold that reaches it: between two thresholds there is nothing, a straight line
+    there would promise too much (Davis and Goadrich 2006). The area under these steps is the average precision.
+    """
+    positive = np.asarray(label).astype(bool)
+    empty = np.empty(0)
+    if not positive.any():
+        return PrecisionRecall(empty, empty, empty, empty)
+    ours, others, _ = by_score(positive, score, np.ones((1, len(positive))))
+    precision = _precision_at(GRID, ours[0], others[0])
+    _, patient = np.unique(np.asarray(patients), return_inverse=True)
+    curves = [
+        _precision_at(GRID, one, rest)
+        for weights in patient_draws(patient.astype(np.int64), resamples, seed)
+        for one, rest in zip(*by_score(positive, score, weights)[:2], strict=True)
+        if one.sum()
+    ]
+    if not curves or patient.max() == 0:
+        return PrecisionRecall(GRID, precision, empty, empty)
+    low, high = np.percentile(np.stack(curves), PERCENTILES, axis=0)
+    return PrecisionRecall(GRID, precision, np.minimum(low, precision), np.maximum(high, precision))
+
+
+def _precision_at(grid: Floats, ours: Floats, others: Floats) -> Floats:
+    found = np.cumsum(ours)
+    called = found + np.cumsum(others)
+    reached = np.searchsorted(found, grid * found[-1] * (1 - ROUNDED), side="left")
+    # At recall 0 a positive must be among those called: scores of negatives alone, and resamples without some case, are passed over.
+    first = np.maximum(reached, np.flatnonzero(ours)[0])
+    return found[first] / called[first]
 
 
 def patient_draws(patient: Ints, resamples: int, seed: int) -> Iterator[Floats]:
@@ -116,7 +169,7 @@ def share(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
 
 
-def _by_score(positive: ArrayLike, score: ArrayLike, weights: ArrayLike) -> tuple[Floats, Floats, Floats]:
+def by_score(positive: ArrayLike, score: ArrayLike, weights: ArrayLike) -> tuple[Floats, Floats, Floats]:
     """Weight of positives and of negatives at each different score, (r, scores) each, and the scores, highest first."""
     scores, is_positive = np.asarray(score, dtype=float), np.asarray(positive).astype(bool)
     order = np.argsort(-scores, kind="stable")

@@ -39,6 +39,8 @@ SHEET_FACTS_FILE = "sheet_facts.csv"
 HISTORY_FILE = "history.csv"
 MODEL_FILE = "model.json"
 ENVIRONMENT_FILE = "environment.json"
+DATA_FILE = "data.json"
+"""Of each split the images that the network saw, as a digest."""
 CHECKPOINT_FILE = "checkpoint.pt"
 INDEX_FOLDER = "index"
 EVALUATION_FOLDER = "evaluation"
@@ -76,7 +78,7 @@ class ModelFacts(Settings):
     input_std: tuple[float, ...]
     """Then divided by."""
     weights_sha256: str
-    """Of model.safetensors."""
+    """Of model.safetensors; of an ensemble: of its members' sha256s, joined by newlines."""
     initial_weights: str
     """Where the training began: random, or a file."""
     initial_weights_sha256: str
@@ -85,10 +87,19 @@ class ModelFacts(Settings):
     """Whose weights these are."""
     heatmap_scale: float
     """Evidence that has the full colour: one scale for the whole run, set on the validation split."""
+    several: bool = False
+    """Whether a case may have several of the classes at once, or none: each then has its own probability."""
+    views: Literal["none", "flip_horizontal", "flips"] = "none"
+    """Mirror images over which predictions and heatmaps are means."""
+    members: list[str] = []
+    """The folders of an ensemble's runs, relative to this one; none where the model is one network."""
     temperature: float = 1.0
-    """Logits are divided by it before the softmax."""
-    threshold: float
-    """Two classes: positive from this probability on."""
+    """Logits are divided by it before the softmax (of several labels: the sigmoid)."""
+    thresholds: dict[str, float]
+    """Finding → from which probability on it is called: of two classes the positive one, of several labels at once each. Of many classes
+    none: the most probable is called."""
+    threshold_rule: str = ""
+    """How the thresholds were chosen."""
     split_sha256: str = ""
     """Of split.csv: figures of another split are none of this model's."""
     scope: dict[str, list[str]]
@@ -98,6 +109,8 @@ class ModelFacts(Settings):
     def _positive_is_a_class(self) -> ModelFacts:
         if self.positive not in self.classes:
             raise ValueError("positive: none of the classes")
+        if sorted(self.thresholds) != sorted(self.findings):
+            raise ValueError(f"thresholds: expected one for each of {', '.join(self.findings) or 'no class'}")
         return self
 
     @property
@@ -107,8 +120,23 @@ class ModelFacts(Settings):
 
     @property
     def positive_index(self) -> int | None:
-        """Of two classes, the finding's; None where there are more."""
-        return self.classes.index(self.positive) if len(self.classes) == 2 else None
+        """Of two classes, the finding's; None where there are more, or several at once."""
+        return self.classes.index(self.positive) if len(self.classes) == 2 and not self.several else None
+
+    @property
+    def findings(self) -> list[str]:
+        """The classes that are called by a threshold."""
+        return findings_of(self.classes, self.positive, self.several)
+
+    @property
+    def threshold(self) -> float:
+        """The positive class's; 0.5 where there are many classes, of which the most probable is called."""
+        return self.thresholds.get(self.positive, 0.5)
+
+
+def findings_of(classes: Sequence[str], positive: str, several: bool) -> list[str]:
+    """The classes that are called by a threshold: the positive one of two, each of several at once, none of many."""
+    return list(classes) if several else [positive] if len(classes) == 2 else []
 
 
 def write_settings(run: Path, config: Config, manifest: Settings) -> None:
@@ -126,8 +154,20 @@ def write_model(run: Path, weights: Mapping[str, torch.Tensor], facts: Mapping[s
     return complete
 
 
+def write_ensemble(run: Path, facts: Mapping[str, Any], members: Sequence[ModelFacts]) -> ModelFacts:
+    """`model.json` of networks that speak as one; `facts["members"]` are their folders, in the order of `members`."""
+    complete = ModelFacts(**facts, weights_sha256=joint_sha256(members))
+    write_whole(run / MODEL_FILE, complete.model_dump_json(indent=2) + "\n")
+    return complete
+
+
+def joint_sha256(members: Sequence[ModelFacts]) -> str:
+    """Of an ensemble's weights."""
+    return hashlib.sha256("\n".join(member.weights_sha256 for member in members).encode()).hexdigest()
+
+
 def read_model(run: Path) -> ModelFacts:
-    """The facts of a trained run, its weights verified; RunError says what is missing."""
+    """The facts of a trained run, its weights (an ensemble's: its members') verified; RunError says what is missing."""
     path = run / MODEL_FILE
     if not path.is_file():
         started = (run / CONFIG_FILE).is_file()
@@ -138,15 +178,34 @@ def read_model(run: Path) -> ModelFacts:
     try:
         facts = parse_settings(ModelFacts, json.loads(path.read_text()), str(path))
     except (ValueError, ConfigError) as error:
-        raise RunError(f"{path}: damaged, or of another radloop version: {error}") from error
-    weights = run / WEIGHTS_FILE
+        raise RunError(f"{path}: damaged, or of another radloop version (then train again): {error}") from error
+    if facts.members:
+        _check_members(run, facts)
+    else:
+        _check_weights(run / WEIGHTS_FILE, facts)
+    return facts
+
+
+def member_folders(run: Path, facts: ModelFacts) -> list[Path]:
+    """The folders of a model's networks: its own, or those of an ensemble's members."""
+    return [run / name for name in facts.members] or [run]
+
+
+def _check_weights(weights: Path, facts: ModelFacts) -> None:
     if not weights.is_file():
         raise RunError(f"{weights}: missing")
     if file_digest(weights) != facts.weights_sha256:
         raise RunError(
             f"{weights}: its sha256 is not the one in {MODEL_FILE}; these are other weights, or the file is damaged"
         )
-    return facts
+
+
+def _check_members(run: Path, facts: ModelFacts) -> None:
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in facts.members):
+        raise RunError(f"{run / MODEL_FILE}: damaged: members are expected to be folders below {run}")
+    members = [read_model(folder) for folder in member_folders(run, facts)]
+    if joint_sha256(members) != facts.weights_sha256:
+        raise RunError(f"{run}: its members' weights are not those that {MODEL_FILE} was made of; train it again")
 
 
 def read_config(run: Path) -> Config:
@@ -194,6 +253,8 @@ def write_environment(run: Path, device: torch.device, key: IdentityKey) -> None
         "nibabel",
         "highdicom",
         "scikit-learn",
+        "scipy",
+        "timm",
     )
     environment = {
         "radloop": pipeline.__version__,

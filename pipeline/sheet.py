@@ -100,7 +100,7 @@ def _told(manifest: Manifest) -> set[str]:
     """Headings of what the sheet says of its keys."""
     told = set(manifest.sheet.facts.values() if manifest.sheet else ())
     if manifest.labels.source == "sheet":
-        told.add(manifest.labels.column)
+        told |= set(manifest.labels.columns.values()) or {manifest.labels.column}
     if manifest.patients.source == "column":
         told.add(manifest.patients.column)
     return told

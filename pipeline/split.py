@@ -1,4 +1,4 @@
-"""Patients to train, validation and test, or to folds, stratified by class.
+"""Patients to train, validation and test, or to folds, stratified by class; with several findings at once, by each of them.
 
 Patients are placed in the order of a hash of each, so the order of files does not matter, and the same key and seed give the same
 split. Those that an earlier split placed stay there, also with another label. `check_split` is called by training and evaluation: a
@@ -8,17 +8,18 @@ patient in two splits is an error, however the split came about.
 from __future__ import annotations
 
 import hashlib
-import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.columns import text
+from pipeline.columns import matches, text
 from pipeline.errors import ConfigError, RunError
+from pipeline.label_arrays import findings_of, presence
 from pipeline.manifest import Manifest, SplitRule
+from pipeline.stratify import NOWHERE, Integers, Places, place_by_findings, sizes_of
 from pipeline.wording import counted
 
 SPLITS = ("train", "validation", "test")
@@ -27,11 +28,6 @@ FOLD = "fold"
 """A further column where there are folds: '0', '1', ..., and '' for the test split."""
 FOLDED = "folds"
 """In a ledger with folds, in place of train and validation: which of them it is depends on the fold that validates."""
-
-Places = NDArray[np.int8]
-"""(patients,): the number of a place, `NOWHERE` where there is none yet."""
-Integers = NDArray[np.int64]
-NOWHERE = -1
 
 
 @dataclass(frozen=True)
@@ -44,32 +40,43 @@ class Split:
 
 
 def split_cases(
-    cases: pd.DataFrame, rule: SplitRule, classes: Sequence[str], *, earlier: pd.DataFrame | None = None
+    cases: pd.DataFrame,
+    rule: SplitRule,
+    classes: Sequence[str],
+    *,
+    earlier: pd.DataFrame | None = None,
+    several: bool = False,
 ) -> pd.DataFrame:
     """`SPLIT_COLUMNS` for all cases, in the order of case_id, and `FOLD` where the rule has folds.
 
     `cases`: case_id, patient_key, label. `earlier`: a ledger; its patients stay where they are. Patients with the same set of labels
-    are one stratum, each divided by the fractions; new ones go where most are missing. ConfigError names a class that a split lacks.
+    are one stratum, each divided by the fractions; new ones go where most are missing. `several`: labels are of several findings, each of
+    which is divided by the fractions, as is having none. ConfigError names a class that a split lacks.
     """
-    table = divide(cases, rule, earlier)
+    table = divide(cases, rule, earlier, classes if several else ())
     hint = "add patients, " + ("or take fewer folds" if rule.folds else "or make the split's fractions larger")
     if earlier is not None and len(earlier):
         hint += "; patients of an earlier split stay where they are, another split.seed divides all anew"
-    require_classes(table, rule, classes, "", hint)
+    require_classes(table, rule, classes, "", hint, several=several)
     return table
 
 
-def divide(cases: pd.DataFrame, rule: SplitRule, earlier: pd.DataFrame | None) -> pd.DataFrame:
+def divide(
+    cases: pd.DataFrame, rule: SplitRule, earlier: pd.DataFrame | None, findings: Sequence[str] = ()
+) -> pd.DataFrame:
+    """As `split_cases`, whatever a split lacks. `findings`: the classes, where labels are of several."""
     of_case, keys = numbered(cases["patient_key"])
     label, labels = numbered(cases["label"])
-    strata, _ = strata_of(of_case, label, labels)
     place = _stay(keys, earlier, rule)
     new = np.flatnonzero(place == NOWHERE)
-    order = new[_order(keys.take(new), strata[new], rule.seed)]
-    if rule.folds is None:
-        _place(place, strata, order, [rule.train, rule.validation, rule.test])
+    if findings:
+        sets = _findings_of_patients(of_case, label, labels, findings)
+        order = new[_order(keys.take(new), np.zeros(len(new), dtype=np.int64), rule.seed)]
+        _into_places(place, order, rule, _by_findings(sets))
     else:
-        _place_in_folds(place, strata, order, rule)
+        strata, _ = strata_of(of_case, label, labels)
+        order = new[_order(keys.take(new), strata[new], rule.seed)]
+        _into_places(place, order, rule, _by_strata(strata))
     splits, folds = _names(rule)
     ids = text(cases["case_id"])
     rows = ids.argsort().to_numpy()  # column by column: a table of millions is never there twice
@@ -83,25 +90,58 @@ def divide(cases: pd.DataFrame, rule: SplitRule, earlier: pd.DataFrame | None) -
     return pd.DataFrame(columns | ({FOLD: folds.take(place[patient])} if rule.folds else {}))
 
 
-def require_classes(table: pd.DataFrame, rule: SplitRule, classes: Sequence[str], where: str, hint: str) -> None:
-    """ConfigError where a split, or a fold, has no case of a class."""
+def require_classes(
+    table: pd.DataFrame, rule: SplitRule, classes: Sequence[str], where: str, hint: str, *, several: bool = False
+) -> None:
+    """ConfigError where a split, or a fold, has no case of a class; with `several` findings also where it has none without."""
     columns = ["label", "split", *([FOLD] if rule.folds else [])]
     pairs = table[columns].drop_duplicates().itertuples(index=False, name=None)
-    there = {(label, f"fold {fold[0]}" if fold and fold[0] else f"the {split} split") for label, split, *fold in pairs}
+    there = [
+        (set(findings_of(label, classes)), f"fold {fold[0]}" if fold and fold[0] else f"the {split} split")
+        for label, split, *fold in pairs
+    ]
     names = [f"fold {fold}" for fold in range(rule.folds or 0)] or ["the train split", "the validation split"]
+    needed = rule.folds + 1 if rule.folds else len(SPLITS)
     for name in [*names, "the test split"]:
+        sets = [found for found, place in there if place == name]
         for label in classes:
-            if (label, name) in there:
-                continue
-            patients = table.loc[table["label"] == label, "patient_key"].nunique()
-            if not patients:
-                raise ConfigError(
-                    f"{where}no case has the class {label}: no label is mapped to it; check the spelling in `classes` and `labels.values`"
-                )
-            raise ConfigError(
-                f"{where}{name} has no case of class {label}: {counted(patients, 'patient')} "
-                f"{'has' if patients == 1 else 'have'} it, at least {rule.folds + 1 if rule.folds else len(SPLITS)} are needed; {hint}"
-            )
+            if not any(label in found for found in sets):
+                raise _lacking(table, label, classes, True, f"{where}{name}", where, needed, hint)
+            if several and all(label in found for found in sets):
+                raise _lacking(table, label, classes, False, f"{where}{name}", where, needed, hint)
+
+
+def _lacking(
+    table: pd.DataFrame, label: str, classes: Sequence[str], having: bool, name: str, where: str, needed: int, hint: str
+) -> ConfigError:
+    """No case with (`having`) or without a class in a split."""
+    wanted = matches(table["label"], lambda text: (label in findings_of(text, classes)) == having)
+    patients = table.loc[wanted, "patient_key"].nunique()
+    kind = f"of class {label}" if having else f"without {label}"
+    if not patients and not having:
+        return ConfigError(
+            f"{where}every case has {label}: there is nothing to tell it from; leave it out of `classes`"
+        )
+    if not patients:
+        return ConfigError(
+            f"{where}no case has the class {label}: no label is mapped to it; check the spelling in `classes` and `labels.values`"
+        )
+    return ConfigError(
+        f"{name} has no case {kind}: {counted(patients, 'patient')} {'has' if patients == 1 else 'have'} "
+        f"{'it' if having else 'such'}, at least {needed} are needed; {hint}"
+    )
+
+
+def for_fold(table: pd.DataFrame, fold: int) -> pd.DataFrame:
+    """A split with folds as it is where this one validates: `fold` is validation, the others train, the test split stays.
+
+    ConfigError where the table has no such fold.
+    """
+    folds = set(table[FOLD].unique()) - {""} if FOLD in table else set()
+    if str(fold) not in folds:
+        raise ConfigError(f"fold {fold}: the split has {counted(len(folds), 'fold')}, numbered from 0")
+    split = np.select([table[FOLD] == "", table[FOLD] == str(fold)], ["test", "validation"], "train")
+    return table.assign(split=pd.array(split, dtype="str"))
 
 
 # Checking
@@ -189,7 +229,38 @@ def _order(keys: Iterable[str], strata: Integers, seed: int) -> Integers:
     return np.lexsort((rank[:, 1], rank[:, 0], strata))
 
 
-def _place(place: Places, strata: Integers, order: Integers, weights: Sequence[float], *, even: bool = False) -> None:
+def _findings_of_patients(
+    of_case: Integers, label: Integers, labels: pd.Series, findings: Sequence[str]
+) -> NDArray[np.bool_]:
+    """(patients, k + 1) the findings that any case of each patient has, and whether any has none."""
+    present = presence(labels, findings)
+    present = np.column_stack([present, ~present.any(axis=1)])
+    sets = np.zeros((int(of_case.max(initial=-1)) + 1, present.shape[1]), dtype=bool)
+    for kind in range(present.shape[1]):
+        sets[of_case[present[label, kind]], kind] = True
+    return sets
+
+
+Placing = Callable[[Places, Integers, Integers, Sequence[float], bool], None]
+"""Puts some of the patients into places: (m,) places, (m,) numbers of these patients, the order of the new ones among them, the
+places' weights, and whether the emptier of equal places comes first."""
+
+
+def _by_findings(sets: NDArray[np.bool_]) -> Placing:
+    def put(place: Places, who: Integers, order: Integers, weights: Sequence[float], even: bool) -> None:
+        place_by_findings(place, sets[who], order, weights, even=even)
+
+    return put
+
+
+def _by_strata(strata: Integers) -> Placing:
+    def put(place: Places, who: Integers, order: Integers, weights: Sequence[float], even: bool) -> None:
+        _place(place, strata[who], order, weights, even=even)
+
+    return put
+
+
+def _place(place: Places, strata: Integers, order: Integers, weights: Sequence[float], *, even: bool) -> None:
     """Puts those of `order` (sorted by stratum) into `place`, the last place first. `even`: of places that lack as many, the
     emptier one in all strata so far comes first; else the earlier one."""
     stay = place != NOWHERE
@@ -199,50 +270,32 @@ def _place(place: Places, strata: Integers, order: Integers, weights: Sequence[f
     borders = np.searchsorted(strata[order], np.arange(count + 1))
     for stratum in range(count):
         new = order[borders[stratum] : borders[stratum + 1]]
-        sizes = _sizes(len(new), kept[stratum].tolist(), weights, totals.tolist() if even else [0] * size)
+        sizes = sizes_of(len(new), kept[stratum].tolist(), weights, totals.tolist() if even else [0] * size)
         place[new] = np.repeat(np.arange(size)[::-1], sizes[::-1])
         totals = totals + sizes
 
 
-def _place_in_folds(place: Places, strata: Integers, order: Integers, rule: SplitRule) -> None:
-    """The test split by its fraction, the same for any number of folds; then the others evenly into the folds."""
-    folds = rule.folds or 0
+def _into_places(place: Places, order: Integers, rule: SplitRule, put: Placing) -> None:
+    """Fills `place` with splits; or with the test split by its fraction, the same for any number of folds, then the others evenly
+    with folds."""
+    everybody = np.arange(len(place))
+    if rule.folds is None:
+        put(place, everybody, order, [rule.train, rule.validation, rule.test], False)
+        return
+    folds = rule.folds
     tested = np.where(place == NOWHERE, NOWHERE, place == folds).astype(np.int8)
-    _place(tested, strata, order, [1.0 - rule.test, rule.test])
+    put(tested, everybody, order, [1.0 - rule.test, rule.test], False)
     place[tested == 1] = folds
     rest = np.flatnonzero(tested == 0)
     within = np.full(len(place), NOWHERE, dtype=np.int64)
     within[rest] = np.arange(len(rest))
     folded = place[rest]
-    _place(folded, strata[rest], within[order[tested[order] == 0]], [1.0 / folds] * folds, even=True)
+    put(folded, rest, within[order[tested[order] == 0]], [1.0 / folds] * folds, True)
     place[rest] = folded
 
 
-def _sizes(new: int, kept: Sequence[int], weights: Sequence[float], ties: Sequence[int]) -> list[int]:
-    """How many of `new` go to each place, each to where most are missing of its weight of all; and none is left empty
-    where there are enough for every split. No other distribution of the new is nearer to the weights (least squares)."""
-    total = new + sum(kept)
-    heap = [
-        (count - total * weight, tie, number)
-        for number, (count, weight, tie) in enumerate(zip(kept, weights, ties, strict=True))
-    ]
-    heapq.heapify(heap)
-    sizes = [0] * len(kept)
-    for _ in range(new):
-        surplus, tie, number = heap[0]
-        sizes[number] += 1
-        heapq.heapreplace(heap, (surplus + 1, tie, number))
-    for number in range(len(kept)):
-        if total >= len(SPLITS) and kept[number] + sizes[number] == 0:
-            giver = max(range(len(kept)), key=lambda one: kept[one] + sizes[one] if sizes[one] else 0)
-            if sizes[giver] and kept[giver] + sizes[giver] > 1:
-                sizes[giver] -= 1
-                sizes[number] = 1
-    return sizes
-
-
 def _names(rule: SplitRule) -> tuple[pd.api.extensions.ExtensionArray, pd.api.extensions.ExtensionArray]:
-    """For each place its split and its fold."""
+    """For each place its split and its fold; where each fold has its turn, all of them train until `for_fold` says which."""
     if rule.folds is None:
         return pd.array(list(SPLITS), dtype="str"), pd.array([""] * len(SPLITS), dtype="str")
     folds = range(rule.folds)

@@ -42,12 +42,14 @@ def split_from_file(
         rows = rows.assign(value=renamed(rows["value"], cases.joined))
     named, unmatched = _named(rows, join, cases, path)
     rest = ~cases.cases["patient_key"].isin(named["patient_key"])
+    several = manifest.labels.several
+    findings = manifest.classes if several else ()
     if rule.others == "leave_out":
-        table = divide(cases.cases[~rest], rule, named)
+        table = divide(cases.cases[~rest], rule, named, findings)
     else:
         before = [] if earlier is None else [earlier[~earlier["patient_key"].isin(named["patient_key"])]]
-        table = divide(cases.cases, rule, pd.concat([named, *before], ignore_index=True))
-    require_classes(table, rule, manifest.classes, f"{path}: ", "add patients to it")
+        table = divide(cases.cases, rule, pd.concat([named, *before], ignore_index=True), findings)
+    require_classes(table, rule, manifest.classes, f"{path}: ", "add patients to it", several=several)
     warnings = (f"{unmatched} of {counted(len(rows), 'row')} of {path.name} match no case",) if unmatched else ()
     others = cases.cases.loc[rest, "patient_key"].nunique()
     done = "left out" if rule.others == "leave_out" else "assigned"

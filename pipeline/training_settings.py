@@ -26,7 +26,8 @@ class Network(Settings):
     """How the images of a case become one prediction. mean: each image has the case's label, and probabilities are averaged; attention: one
     label a case, the network learns which images matter (Ilse 2018, MONAI's MILModel); volume: a 3D ResNet over all of them in order."""
     bag_size: Annotated[int, Field(ge=2)] = 24
-    """pooling attention: images a case that a training step samples; volume: slices that each case is resampled to. Inference takes all."""
+    """pooling attention: images a case that a training step samples; volume: slices that each case is resampled to, 64 at
+    least for a heatmap that tells slices apart (the network's stride is 32). Inference takes all."""
     head: Literal["linear", "conv"] = "linear"
     """linear: one linear layer after global average pooling; conv: a convolution, batch norm and ReLU before that (Elpeltagy and Sallam
     2021)."""

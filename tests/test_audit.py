@@ -14,11 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import shortcuts
-from pipeline.audit import audit, summary_lines
+from pipeline import audit as audits
+from pipeline.audit import audit, quick_audit, summary_lines
 from pipeline.breakdowns import BREAKDOWNS, breakdowns, missing_values, split_counts
+from pipeline.cases import group_images
 from pipeline.cli import main
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
+from pipeline.identity import IdentityKey
+from pipeline.labels import labelled_cases
+from pipeline.manifest import SplitRule
+from pipeline.shortcuts import Effort
+from pipeline.sources import open_dataset
+from pipeline.split import split_cases
 
 EACH, PATIENT_FILES = 24, 2
 
@@ -41,10 +48,7 @@ rules: {exclude: {slice_thickness: {min: 4}}}
 NAME, HOSTILE_MAKER = "Doe^Jane", "\x1b[31mEvil<script>alert(1)</script>"
 
 
-@pytest.fixture(autouse=True)
-def _small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortcuts, "TREES", 8)
-    monkeypatch.setattr(shortcuts, "RESAMPLES", 50)
+SMALL = Effort(trees=8, resamples=50)
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def export(tmp_path: Path) -> Path:
 
 
 def _run(folder: Path, out: str = "audit") -> dict[str, Any]:
-    return audit(str(folder / "data.yaml"), folder / out, workers=0, progress=False)
+    return audit(str(folder / "data.yaml"), folder / out, effort=SMALL, workers=0, progress=False)
 
 
 def _table(record: dict[str, Any], name: str) -> dict[str, dict[str, int]]:
@@ -154,6 +158,87 @@ def test_an_export_by_maker_and_age_without_anybodys_identity(export: Path):
     assert not [secret for secret in ("SECRET", NAME, "Doe", "Jane") if secret in text]
 
 
+MANY = """
+name: many
+classes: [normal, other, tb]
+sources: [{path: images}]
+sheet: {path: labels.csv, join: path, column: file}
+labels: {source: sheet, column: class}
+patients: {source: column, column: patient}
+"""
+SEVERAL = """
+name: several
+classes: [effusion, edema, mass]
+sources: [{path: images}]
+sheet: {path: labels.csv, join: path, column: file}
+labels: {source: sheet, several: true, column: findings}
+patients: {source: column, column: patient}
+"""
+
+
+@pytest.fixture
+def sheeted(tmp_path: Path) -> Path:
+    """Images of 30 patients, two each, of three classes and of three findings; what has a mass is an RGBA picture."""
+    generator = np.random.default_rng(0)
+    rows = ["file,class,findings,patient"]
+    for number in range(60):
+        patient = number // 2
+        found = [name for name, every in (("effusion", 2), ("edema", 3), ("mass", 5)) if patient % every == 0]
+        mode = "RGBA" if "mass" in found else "RGB"
+        path = tmp_path / f"images/{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (16, 16, len(mode)), dtype=np.uint8), mode).save(path)
+        name = ("normal", "other", "tb")[patient % 3]
+        rows.append(f"{path.name},{name},{'|'.join(found) or 'No Finding'},P{patient}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("manifest", "classes"), [(MANY, 3), (SEVERAL, 3)])
+def test_many_classes_and_several_findings_from_the_sheet_to_the_audit(sheeted: Path, manifest: str, classes: int):
+    (sheeted / "data.yaml").write_text(manifest)
+    record = _run(sheeted)
+    several = record["manifest"]["several"]
+    assert (record["flow"]["cases"], record["patients"]["count"]) == (60, 30)
+    counts = {row["name"]: row["cases"] for row in record["classes"]}
+    assert counts == ({"effusion": 30, "edema": 20, "mass": 12} if several else {"normal": 20, "other": 20, "tb": 20})
+    assert (record["without_finding"] or {}).get("patients") == (8 if several else None)
+    assert record["splits"] is not None
+    for split in record["splits"]:
+        assert all(0 < split["classes"][name]["patients"] < split["patients"] for name in counts)
+    colour = next(group for group in record["shortcuts"]["groups"] if group["name"] == "colour")
+    assert len(colour["auroc_of_class"]) == classes
+    assert colour["warned"] == several
+    assert _table(record, "color_mode")["RGBA"] == (
+        {"effusion": 6, "edema": 4, "mass": 12} if several else {"normal": 4, "other": 4, "tb": 4}
+    )
+    if several:
+        assert any(
+            "findings can be told from colour mode" in one and "best told: mass, 1.00" in one
+            for one in record["warnings"]
+        )
+
+
+@pytest.mark.parametrize("manifest", [MANY, SEVERAL])
+def test_a_quick_audit_of_a_run(sheeted: Path, manifest: str):
+    (sheeted / "data.yaml").write_text(manifest)
+    opened = open_dataset(str(sheeted / "data.yaml"), None)
+    assert opened.manifest is not None
+    key = IdentityKey(b"k" * 32)
+    index = opened.index(key, workers=0)
+    cases = labelled_cases(index, opened, opened.manifest, key)
+    several = opened.manifest.labels.several
+    split = split_cases(cases.cases, SplitRule(), opened.manifest.classes, several=several)
+    record = quick_audit(cases, index, opened.manifest, split, workers=0)
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    unlabelled = group_images(index, "image", opened.manifest.rules, drop_collisions=True)
+    assert quick_audit(unlabelled, index, opened.manifest, split, workers=0) == record
+    some = split[split["split"] == "test"]
+    assert quick_audit(unlabelled, index, opened.manifest, some, workers=0)["shortcuts"]["cases_of"] == len(some)
+    assert any("colour mode" in warning for warning in record["warnings"]) == several
+    assert [row["name"] for row in record["splits"]] == ["train", "validation", "test"]
+
+
 def test_an_earlier_audits_sheet_problems_do_not_stay(export: Path):
     _run(export)
     lines = (export / "labels.csv").read_text().splitlines()
@@ -174,7 +259,10 @@ def test_a_dataset_that_cannot_be_split_is_audited_all_the_same(folders: Path):
     assert any("not tested: too few patients" in line for line in summary_lines(record))
 
 
-def test_the_command_prints_the_flow_and_is_done(folders: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_the_flow_and_is_done(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(audits, "THOROUGH", SMALL)
     assert main(["audit", str(folders / "data.yaml"), "--out", str(folders / "audit")]) == 0
     printed = capsys.readouterr().out
     assert f"folders: {2 * EACH} cases of {EACH} blocks" in printed
@@ -215,8 +303,7 @@ def test_every_breakdown_counts_every_case_once(rows: list[tuple[Any, ...]], dty
 
 
 @pytest.mark.real_data
-def test_the_traps_of_the_ct_slices_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Path):
-    monkeypatch.setattr(shortcuts, "TREES", 100)
+def test_the_traps_of_the_ct_slices_are_found(tmp_path: Path, real_data: Path):
     record = audit("ct_slices", tmp_path, root=real_data, progress=False)
     _reconciles(record, tmp_path)
     groups = {group["name"]: group for group in record["shortcuts"]["groups"]}
@@ -240,7 +327,7 @@ def test_the_confounding_of_the_chest_xrays_is_found(tmp_path: Path, real_data: 
         "labels": {"source": "sheet", "column": "label"}, "patients": {"source": "column", "column": "patientid"},
     }  # fmt: skip
     (tmp_path / "data.yaml").write_text(json.dumps(manifest))
-    record = audit(str(tmp_path / "data.yaml"), tmp_path / "out", root=real_data, progress=False)
+    record = audit(str(tmp_path / "data.yaml"), tmp_path / "out", root=real_data, effort=SMALL, progress=False)
     _reconciles(record, tmp_path / "out")
     warned = {group["name"] for group in record["shortcuts"]["groups"] if group["warned"]}
     assert {"site", "colour", "encoding", "together"} <= warned

@@ -155,6 +155,8 @@ def test_a_changed_file_is_told_apart_and_made_anew(tmp_path: Path):
         {"window": "bone"},
         {"size": 48},
         {"resize": "stretch"},
+        {"crop": "body"},
+        {"crop": "lungs"},
         {"scaling": "min_max"},
         {"voi": 1},
         {"color": "rgb"},
@@ -165,6 +167,21 @@ def test_a_changed_file_is_told_apart_and_made_anew(tmp_path: Path):
 )
 def test_each_parameter_changes_the_key(change: dict[str, object]):
     assert chain_name(Preprocessing(**(SETTINGS.model_dump() | change))) != chain_name(SETTINGS)
+
+
+def test_each_stress_has_images_of_its_own(tmp_path: Path, decoded: Path, root: Path):
+    """Neither takes the other's for its own, and `radloop cache` says which are which."""
+    files = pictures(tmp_path / "images", 3)
+    plain = prepare(files, Counted(SETTINGS))
+    stressed = prepare(files, Counted(SETTINGS, stress="frame_white"))
+    assert len(decoded.read_text().split()) == 6
+    assert len({chain_name(SETTINGS, stress) for stress in ("", "frame_white", "frame_black")}) == 3
+    expected = np.stack([Preparer(SETTINGS, stress="frame_white")(file).image for file in files])
+    np.testing.assert_array_equal(stressed.take(np.arange(3)), expected)
+    assert not np.array_equal(plain.take(np.arange(3)), expected)
+    assert_whole(prepare(files, Counted(SETTINGS)), files)
+    assert len(decoded.read_text().split()) == 6
+    assert sorted("stress frame_white" in entry.line(0.0) for entry in cache_folder.entries(root)) == [False, True]
 
 
 def test_normalization_does_not_for_it_comes_later():
@@ -206,6 +223,8 @@ def test_the_code_version_is_of_all_modules_that_decide_what_an_image_is():
             todo += [] if module in EXEMPT else _imported(module)
     assert reached - EXEMPT == set(code())
     assert {"pipeline.dataset", "pipeline.raster", "pipeline.dicom.pixels", "transforms.spatial"} <= reached - EXEMPT
+    assert {"transforms.region", "transforms.anatomy_search", "transforms.stress", "transforms.scaling"} <= set(code())
+    assert "transforms.sharpness" not in code()  # random variation comes after the cache
 
 
 def test_frames_of_a_file_are_decoded_together_and_keyed_apart(tmp_path: Path):

@@ -10,12 +10,21 @@ import yaml
 from pipeline.config import Config, digest, dump_yaml, find_shipped, load_config, parse_settings, shipped_names
 from pipeline.errors import ConfigError
 
-SHIPPED = ["chest_xray", "ct_slices", "ct_slices_report", "demo"]
+SHIPPED = [
+    "chest_xray",
+    "ct_slices",
+    "ct_slices_report",
+    "demo",
+    "fconet",
+    "histology",
+    "series_attention",
+    "series_volume",
+]
 
 
 def test_what_ships():
     assert shipped_names("configs") == SHIPPED
-    assert shipped_names("data_manifests") == ["chest_xray", "ct_slices", "demo"]
+    assert shipped_names("data_manifests") == ["chest_xray", "ct_slices", "demo", "fconet", "histology", "series"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -16,9 +16,11 @@ from pipeline.dicom.phantom import ct_slice, radiograph, save
 from pipeline.dicom.pixels import open_frames
 from pipeline.feed import standardised
 from transforms.intensity import WINDOWS, from_levels
+from transforms.spatial import to_source
 
 ROUNDING = 0.5 / 65535
 """Of a level."""
+CROPS = ("none", "body", "lungs")
 
 
 def found(path: Path, kind: str) -> ImageFile:
@@ -132,3 +134,40 @@ def test_z_scores_reach_the_network_as_such(slice_file: ImageFile):
     z = standardised(from_levels(levels), *input_statistics(settings, 1))
     assert abs(float(z.mean())) < 0.01
     assert float(z.std()) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.fixture
+def chest_file(tmp_path: Path) -> ImageFile:
+    save(ct_slice(128), tmp_path / "chest")
+    return found(tmp_path / "chest", "dicom")
+
+
+def test_a_crop_is_of_the_region_and_leads_back(chest_file: ImageFile):
+    """Less of the file in as many pixels, the table's rows among what is gone; the picture beside it stays whole."""
+    images = {crop: prepared(chest_file, crop=crop, resize="stretch", keep_shown=True) for crop in CROPS}
+    whole = images["none"]
+    for crop in ("body", "lungs"):
+        image = images[crop]
+        assert image.source_shape == whole.source_shape
+        np.testing.assert_array_equal(image.shown, whole.shown)
+        assert 0.2 < np.linalg.det(image.affine[:, :2]) / np.linalg.det(whole.affine[:, :2]) < 0.95
+    corners = {crop: to_source([[0, 0], [63, 63]], image.affine) for crop, image in images.items()}
+    assert (corners["lungs"][0] > corners["body"][0]).all()
+    assert (corners["lungs"][1] < corners["body"][1]).all()
+
+
+def test_a_stress_is_put_on_what_was_read(tmp_path: Path):
+    gray = np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8)
+    Image.fromarray(gray).save(tmp_path / "plain.png")
+    Image.fromarray(np.pad(gray, ((2, 2), (2, 2)), constant_values=255)).save(tmp_path / "framed.png")
+    settings = Preprocessing(size=32)
+    found_under = Preparer(settings, stress="frame_white")(found(tmp_path / "plain.png", "png"))
+    expected = Preparer(settings)(found(tmp_path / "framed.png", "png"))
+    np.testing.assert_array_equal(found_under.image, expected.image)
+    assert found_under.source_shape == expected.source_shape
+    assert not np.array_equal(found_under.image, Preparer(settings)(found(tmp_path / "plain.png", "png")).image)
+
+
+def test_a_stress_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="expected one of .*frame_white.*, found 'frame'"):
+        Preparer(Preprocessing(), stress="frame")

@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pytorch_grad_cam import GradCAM
 
 from pipeline.config import Network
-from pipeline.explain import cell_sides, cell_size, class_evidence, evidence_in_source, heatmap_scale
-from pipeline.model import RESNET_GEOMETRY, Classifier
+from pipeline.explain import (
+    cell_sides,
+    cell_size,
+    class_evidence,
+    evidence_in_source,
+    heatmap_scale,
+    mirrored_back,
+)
+from pipeline.model import RESNET_GEOMETRY, Classifier, Geometry
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -74,6 +83,51 @@ def test_many_classes_do_not_depend_on_what_is_not_identifiable():
     features, weight, bias = torch.rand(2, 8, 3, 3), torch.randn(4, 8), torch.randn(4)
     moved = class_evidence(features, weight + torch.randn(8), bias + 1.7)
     torch.testing.assert_close(moved, class_evidence(features, weight, bias), rtol=1e-4, atol=1e-4)
+
+
+def test_several_labels_show_their_own_logits():
+    """Each label has a probability of its own, so its weights are identifiable, and none is taken from another's."""
+    features, weight, bias = torch.rand(2, 8, 3, 3), torch.randn(2, 8), torch.randn(2)
+    evidence = class_evidence(features, weight, bias, several=True)
+    logits = features.mean(dim=(2, 3)) @ weight.T + bias
+    torch.testing.assert_close(evidence.mean(dim=(2, 3)), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_evidence_of_a_volume_is_that_of_its_slices():
+    features, weight, bias = torch.rand(1, 8, 4, 3, 3), torch.randn(2, 8), torch.randn(2)
+    evidence = class_evidence(features, weight, bias)
+    assert evidence.shape == (1, 2, 4, 3, 3)
+    torch.testing.assert_close(evidence[:, :, 1], class_evidence(features[:, :, 1], weight, bias))
+
+
+@given(
+    cells=st.integers(1, 9),
+    stride=st.floats(4, 40),
+    offset=st.floats(0, 20),
+    excess=st.floats(0, 1),
+    axes=st.sampled_from([(-1,), (-2,), (-2, -1)]),
+)
+def test_evidence_comes_back_to_where_the_mirror_image_had_it(
+    cells: int, stride: float, offset: float, excess: float, axes: tuple[int, ...]
+):
+    """Where evidence is the place that a cell of the mirror image shows, it is again the place of the cell, as far as cells reach."""
+    size = int(offset + stride * (cells - 1) + 1 + excess * stride)
+    geometry = Geometry(stride, offset)
+    places = offset + stride * np.arange(cells)
+    for axis in (-1, -2):
+        shown = size - 1 - places if axis in axes else places
+        ramp = torch.from_numpy(shown).double()
+        grid = ramp.expand(cells, cells) if axis == -1 else ramp[:, None].expand(cells, cells)
+        found = mirrored_back(grid, axes, geometry, size)
+        expected = np.clip(places, shown.min(), shown.max()) if axis in axes else places
+        line = found[0] if axis == -1 else found[:, 0]
+        np.testing.assert_allclose(line.numpy(), expected, atol=1e-6 * size)
+
+
+def test_cells_that_lie_evenly_are_only_turned_round():
+    evidence = torch.rand(2, 3, 7, 7)
+    turned = mirrored_back(evidence, (-1,), Geometry(cell_stride=32, cell_offset=15.5), 224)
+    torch.testing.assert_close(turned, evidence.flip(-1))
 
 
 def test_the_scale_is_one_for_the_run():

@@ -139,6 +139,14 @@ def test_right_and_wrong_differ_in_more_than_colour(tmp_path: Path) -> None:
     assert longest["wrong"] < 0.5 * DPI  # dashes
 
 
+def test_a_tile_says_which_class_its_probability_is_of(tmp_path: Path) -> None:
+    blank, pictures = np.full((40, 40, 3), 255, np.uint8), {}
+    for about in ("", "no", "yes"):
+        figures.gallery(tmp_path / "one.png", [Tile(blank, "yes", "no", 0.2, about=about)])
+        pictures[about] = (tmp_path / "one.png").read_bytes()
+    assert pictures[""] == pictures["no"] != pictures["yes"]
+
+
 def test_global_state_is_neither_used_nor_changed(tmp_path: Path) -> None:
     import matplotlib as mpl
 

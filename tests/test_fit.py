@@ -2,90 +2,70 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import errno
+import math
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
-from pipeline.config import Network, Training
-from pipeline.errors import RunError
-from pipeline.feed import BatchSampler, LabelledImages, standardised
-from pipeline.fit import HISTORY_COLUMNS, Bfloat16Inferer, Fit, fit
-from pipeline.model import Classifier
-from transforms.augment import Augmentations, augment_batch, draw, noise_seed, uniforms
-from transforms.chains import KEY, evaluate_chain
-from transforms.intensity import from_levels, to_levels
+from pipeline import checkpoint, watch
+from pipeline.checkpoint import Fit
+from pipeline.config import Cosine, Plateau, Training
+from pipeline.errors import ConfigError, RunError
+from pipeline.feed import BatchSampler, LabelledImages
+from pipeline.fit import HISTORY_COLUMNS, fit
+from pipeline.training_step import Bfloat16Inferer
+from pipeline.validation import ranking
+from pipeline.watch import duration
+from tests.tiny_fit import CPU, Tiny, history, labelled, same_fit, tiny_fit
+from transforms.augment import Augmentations
 
-CPU = torch.device("cpu")
-TIMING = ["images_per_second", "seconds"]
-ALL = Augmentations(
-    flip_horizontal=0.5, flip_vertical=0.5, zoom=0.2, shift=0.2, rotate=20, contrast=0.2, noise=0.1, cutout=0.3
-)
+PARTS_TOLERANCE = 1e-5
+"""float32 gradients added up in another order, over a dozen steps."""
 
-
-@dataclass(frozen=True)
-class InMemory:
-    """Levels where `PreparedImages` would read them."""
-
-    levels: NDArray[np.uint16]
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint16]:
-        return self.levels[rows]
-
-
-def _images(count: int, seed: int) -> tuple[InMemory, np.ndarray, np.ndarray]:
-    """Squares on noise: class 1 has one, class 0 has none."""
-    random = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
-    images = random.uniform(0, 0.4, (count, 1, 64, 64)).astype(np.float32)
-    for image, label in zip(images, labels, strict=True):
-        if label:
-            row, column = random.integers(8, 40, 2)
-            image[0, row : row + 16, column : column + 16] += 0.6
-    return InMemory(to_levels(images)), np.arange(count), labels.astype(np.int64)
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "adamw, cosine, clipping, depth": {
+        "optimizer": "adamw", "weight_decay": 0.05, "plateau": None, "cosine": Cosine(warmup_epochs=0.5), "clip_gradient": 0.5,
+        "layer_decay": 0.7,
+    },
+    "sgd, average, mixup, smoothing": {"optimizer": "sgd", "ema": 0.9, "mixup": 0.4, "label_smoothing": 0.1},
+    "unfreezing, parts": {"unfreeze_every": 1, "accumulate": 3, "plateau": Plateau(patience=0)},
+    "balanced, focal, several": {"sampling": "balanced", "class_weights": "none", "focal_gamma": 2.0, "several": True},
+    "last, three classes": {"select": "last", "early_stopping": None, "classes": 3},
+}  # fmt: skip
 
 
-def _labelled(count: int, seed: int, augmentation: Augmentations = ALL) -> LabelledImages:
-    return LabelledImages(*_images(count, seed), mean=(0.3,), std=(0.2,), augmentation=augmentation, seed=seed)
-
-
-def _fit(run: Path, *, epochs: int, seed: int = 0, **settings: object) -> Fit:
-    run.mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    network = Classifier(Network(architecture="resnet18", dropout=0.2), 2)
-    training = replace(_labelled(33, 1, Augmentations(flip_horizontal=0.5, shift=0.1, noise=0.02)), seed=seed)
-    validation = _labelled(16, 2, Augmentations())
-    options = Training(epochs=epochs, batch_size=16, **{"learning_rate": 0.001, **settings})  # type: ignore[arg-type]
-    return fit(network, training, validation, options, run=run, seed=seed, device=CPU, progress=False)
-
-
-@pytest.mark.slow
 def test_it_learns_and_leaves_its_history(tmp_path: Path):
-    fitted = _fit(tmp_path, epochs=6)
-    history = pd.read_csv(tmp_path / "history.csv")
-    assert list(history.columns) == HISTORY_COLUMNS
-    assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert history["train_loss"].iloc[-1] < 0.5 * history["train_loss"].iloc[0]
-    assert fitted.best_epoch == int(history.loc[history["val_loss"].idxmin(), "epoch"])
-    assert any((tmp_path / "tensorboard").iterdir())
-    assert len(fitted.waiting) == 6
-    assert all(0 < share < 0.5 for share in fitted.waiting)
+    fitted = tiny_fit(tmp_path, epochs=12, dropout=0.0, learning_rate=0.03)
+    table = pd.read_csv(tmp_path / "history.csv")
+    assert list(table.columns) == HISTORY_COLUMNS
+    assert table["epoch"].tolist() == list(range(1, len(table) + 1))
+    assert table["train_loss"].iloc[-1] < 0.5 * table["train_loss"].iloc[0]
+    assert table["val_auroc"].max() > 0.9
+    assert fitted.best_epoch == int(table.loc[table["val_loss"].idxmin(), "epoch"])
+    assert len(fitted.waiting) == len(table)
+    assert all(0 < share < 0.9 for share in fitted.waiting)
 
 
-@pytest.mark.slow
-def test_a_resumed_fit_is_the_uninterrupted_one(tmp_path: Path):
-    """Same history to the last digit, same weights, but for how long it took."""
-    whole = _fit(tmp_path / "whole", epochs=4)
-    _fit(tmp_path / "parts", epochs=2)
-    resumed = _fit(tmp_path / "parts", epochs=4)
-    columns = [name for name in HISTORY_COLUMNS if name not in TIMING]
-    histories = [pd.read_csv(tmp_path / name / "history.csv")[columns] for name in ("whole", "parts")]
-    pd.testing.assert_frame_equal(*histories, check_exact=True)
-    torch.testing.assert_close(resumed.network.state_dict(), whole.network.state_dict(), rtol=0, atol=0)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_resumed_fit_is_the_uninterrupted_one(tmp_path: Path, recipe: dict[str, Any]):
+    """Same history to the last digit, same weights, whatever the recipe. Stopped by the clock, so that the settings are the same."""
+    whole = tiny_fit(tmp_path / "whole", epochs=4, **recipe)
+    parts = tmp_path / "parts"
+    tiny_fit(parts, epochs=4, max_minutes=1e-9, **recipe)
+    assert len(history(parts)) == 1
+    resumed = tiny_fit(parts, epochs=4, **recipe)
+    same_fit(parts, tmp_path / "whole", resumed, whole)
+    assert all(torch.isfinite(tensor).all() for tensor in resumed.best_weights.values())
 
 
 class FedByWorkers(LabelledImages):
@@ -96,24 +76,135 @@ class FedByWorkers(LabelledImages):
 
 
 @pytest.mark.slow
-def test_loader_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_loader_workers_change_nothing(tmp_path: Path):
     """Over several epochs, whose batches workers gather before they are asked for."""
-    columns = [name for name in HISTORY_COLUMNS if name not in TIMING]
-    _fit(tmp_path / "here", epochs=3)
-    monkeypatch.setattr("tests.test_fit.LabelledImages", FedByWorkers)
-    _fit(tmp_path / "there", epochs=3)
-    histories = [pd.read_csv(tmp_path / name / "history.csv")[columns] for name in ("here", "there")]
-    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    here = tiny_fit(tmp_path / "here", accumulate=2)
+    there = tiny_fit(tmp_path / "there", accumulate=2, feed=FedByWorkers)
+    same_fit(tmp_path / "there", tmp_path / "here", there, here)
 
 
-def test_half_precision_comes_back_as_float32():
-    inferred = Bfloat16Inferer()(torch.rand(2, 4), torch.nn.Linear(4, 3))
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_a_step_in_parts_is_the_step(tmp_path: Path, accumulate: int):
+    """Batch norm aside, whose statistics are each part's own, and noise; also where 33 images in steps of 9 leave 6 over."""
+    options: dict[str, Any] = {
+        "norm": False, "dropout": 0.0, "batch_size": 9, "clip_gradient": 0.5,
+        "augmentation": Augmentations(flip_horizontal=0.5, shift=0.1),
+    }  # fmt: skip
+    once = tiny_fit(tmp_path / "once", **options)
+    parts = tiny_fit(tmp_path / "parts", accumulate=accumulate, **options)
+    torch.testing.assert_close(
+        parts.network.state_dict(), once.network.state_dict(), rtol=PARTS_TOLERANCE, atol=PARTS_TOLERANCE
+    )
+    pd.testing.assert_frame_equal(
+        history(tmp_path / "parts"), history(tmp_path / "once"), rtol=PARTS_TOLERANCE, atol=PARTS_TOLERANCE
+    )
+
+
+class Counted(LabelledImages):
+    """Remembers which items it was asked for."""
+
+    seen: list[tuple[int, int]] = []
+
+    def __getitem__(self, pairs: Any) -> Any:
+        self.seen += pairs
+        return super().__getitem__(pairs)
+
+
+def test_the_loss_is_that_of_the_epochs_images_before_each_step(tmp_path: Path):
+    """At a rate that moves nothing: the mean over all images, in the network's own mode of training."""
+    Counted.seen = []
+    tiny_fit(tmp_path, epochs=1, learning_rate=1e-30, norm=False, dropout=0.0, feed=Counted, class_weights="balanced")
+    data = labelled(33, 1)
+    torch.manual_seed(0)
+    network = Tiny(norm=False, dropout=0.0)
+    data = LabelledImages(
+        data.images, data.rows, data.labels, data.mean, data.std, augmentation=data.augmentation, seed=0
+    )
+    weights = torch.tensor([33 / 34, 33 / 32])
+    losses = []
+    for begin in range(0, 32, 8):
+        inputs, labels = data.input(data[Counted.seen[begin : begin + 8]], CPU)
+        losses.append(nn.functional.cross_entropy(network(inputs), labels, weight=weights, reduction="none"))
+    assert len({item for _, item in Counted.seen}) == 32
+    row = history(tmp_path).iloc[0]
+    assert row["train_loss"] == pytest.approx(float(torch.cat(losses).detach().mean()), rel=1e-5)
+
+
+def test_the_average_is_what_is_validated_and_kept(tmp_path: Path):
+    fitted = tiny_fit(tmp_path, epochs=2, ema=0.99, select="last", early_stopping=None)
+    assert fitted.average is not None
+    torch.testing.assert_close(fitted.best_weights, dict(fitted.average.network.state_dict()), rtol=0, atol=0)
+    assert not torch.equal(fitted.best_weights["head.weight"], fitted.network.state_dict()["head.weight"])
+    validation = labelled(12, 2, Augmentations())
+    inputs, labels = validation.input(validation[[(0, item) for item in range(12)]], CPU)
+    network = Tiny()
+    network.load_state_dict(fitted.best_weights)
+    with torch.no_grad():
+        accuracy = float((network.eval()(inputs).argmax(1) == labels).float().mean())
+    assert history(tmp_path)["val_accuracy"].iloc[-1] == pytest.approx(accuracy)
+
+
+def test_the_last_epoch_is_kept_where_it_is_asked_for(tmp_path: Path):
+    fitted = tiny_fit(tmp_path, epochs=4, select="last", early_stopping=None, learning_rate=0.2)
+    assert fitted.best_epoch == 4
+    torch.testing.assert_close(fitted.best_weights, dict(fitted.network.state_dict()), rtol=0, atol=0)
+
+
+class Vectors:
+    """Kept features: neither levels nor images."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, pairs: Any) -> dict[str, Any]:
+        items = [item for _, item in pairs]
+        labels = torch.from_numpy(self.labels[items])
+        return {"features": torch.nn.functional.one_hot(labels, 5).float(), "label": labels}
+
+    def input(self, batch: Any, device: torch.device, non_blocking: bool = False, **_: Any) -> Any:
+        return batch["features"].to(device), batch["label"].to(device)
+
+    def loader(self, batches: Any, *, on_gpu: bool) -> Any:
+        return torch.utils.data.DataLoader(self, batch_size=None, sampler=batches)  # type: ignore[type-var]
+
+
+def test_other_inputs_pass_through(tmp_path: Path):
+    """Kept features (batch, d), and bags (batch, n, c, rows, columns)."""
+    data = Vectors(np.arange(20) % 2)
+    options = Training(epochs=20, batch_size=4, learning_rate=0.1, mixup=0.2)
+    fitted = fit(nn.Linear(5, 2), data, data, options, run=tmp_path, seed=0, device=CPU, progress=False)
+    assert fitted.history[-1]["val_accuracy"] == 1.0
+
+    class Bags(LabelledImages):
+        def input(self, *arguments: Any, **options: Any) -> Any:
+            inputs, labels = super().input(*arguments, **options)
+            return inputs[:, None].expand(-1, 3, -1, -1, -1).contiguous(), labels
+
+    class OfBags(Tiny):
+        def forward(self, bags: torch.Tensor) -> torch.Tensor:
+            return super().forward(bags.flatten(0, 1)).unflatten(0, bags.shape[:2]).mean(dim=1)
+
+    images = labelled(9, 1)
+    bags = Bags(images.images, images.rows, images.labels, images.mean, images.std)
+    options = Training(epochs=1, batch_size=4, mixup=0.2)
+    (tmp_path / "bags").mkdir()
+    fit(OfBags(), bags, bags, options, run=tmp_path / "bags", seed=0, device=CPU, progress=False)
+
+
+def test_half_precision_comes_back_as_float32_and_is_not_for_kept_vectors():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(8, 3))
+    images, vectors = torch.rand(2, 2, 2, 2), torch.rand(2, 8, 1, 1)
+    inferred = Bfloat16Inferer("cpu")(images, network)
     assert inferred.dtype == torch.float32
     assert torch.equal(inferred, inferred.bfloat16().float())  # computed with fewer digits
+    assert torch.equal(Bfloat16Inferer("cpu")(vectors, network), network(vectors))
 
 
-def _with_history(values: list[float], **settings: object) -> Fit:
-    fitted = Fit(Classifier(Network(architecture="resnet18"), 2), None, None, Training(**settings), Path())  # type: ignore[arg-type]
+def _with_history(values: list[float], **settings: Any) -> Fit:
+    fitted = Fit(Tiny(), None, None, Training(**settings), Path())  # type: ignore[arg-type]
     name = fitted.settings.select
     fitted.history = [{"epoch": number, name: value, "seconds": 30.0} for number, value in enumerate(values, start=1)]
     return fitted
@@ -123,24 +214,100 @@ def test_the_best_epoch_and_the_end():
     assert _with_history([3.0, 1.0, 2.0, 1.0]).best_epoch == 2
     assert _with_history([0.1, 0.9, 0.8], select="val_auroc").best_epoch == 2
     assert _with_history([float("nan"), 2.0], select="val_auroc").best_epoch == 2
+    assert _with_history([1.0, 2.0], select="last", early_stopping=None).best_epoch == 2
     assert _with_history([1.0, 2.0], epochs=2).ended.startswith("all 2 epochs")
     assert _with_history([1.0, 2.0, 3.0], early_stopping=2).ended.startswith("early stopping")
     assert _with_history([3.0, 2.0, 1.0], max_minutes=1.5).ended.startswith("time limit")
     assert _with_history([3.0, 2.0, 1.0], early_stopping=2).ended == ""
 
 
-@pytest.mark.slow
-def test_a_diverging_training_keeps_its_last_good_state(tmp_path: Path):
-    _fit(tmp_path, epochs=1)
-    path = tmp_path / "checkpoint.pt"
-    state = torch.load(path, weights_only=True)
-    state["optimizer"]["param_groups"][0]["lr"] = 1e30
-    torch.save(state, path)
+class Broken(LabelledImages):
+    """One image of the second epoch is no number."""
+
+    def input(self, batch: Any, *arguments: Any, **options: Any) -> Any:
+        inputs, labels = super().input(batch, *arguments, **options)
+        if batch["epoch"] == 2:
+            inputs[0, 0, 0, 0] = math.nan
+        return inputs, labels
+
+    def __getitem__(self, pairs: Any) -> Any:
+        return super().__getitem__(pairs) | {"epoch": pairs[0][0]}
+
+
+@pytest.mark.parametrize("look_every", [1, 1000])
+def test_a_diverging_training_keeps_its_last_good_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look_every: int
+):
+    """Noticed within the epoch, or, where it is not looked at there, at its end."""
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_EVERY_S", 0.0)
+    init = watch.Watch.__init__
+
+    def slower(self: watch.Watch, **options: Any) -> None:
+        init(self, **options)
+        self._every = look_every
+
+    monkeypatch.setattr(watch.Watch, "__init__", slower)
     with pytest.raises(
-        RunError, match=r"training loss is (nan|inf) in epoch 2; the last good state is in .*learning_rate"
+        RunError, match=r"training loss is nan in epoch 2; the state after epoch 1 is kept in .*learning_rate"
     ):
-        _fit(tmp_path, epochs=4)
-    assert [row["epoch"] for row in torch.load(path, weights_only=True)["history"]] == [1]
+        tiny_fit(tmp_path, epochs=4, feed=Broken)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert [row["epoch"] for row in state["history"]] == [1]
+    assert all(torch.isfinite(tensor).all() for tensor in state["network"].values())
+    assert len(history(tmp_path)) == 1
+    good = tiny_fit(tmp_path, epochs=2)
+    whole = tiny_fit(tmp_path / "whole", epochs=2)
+    same_fit(tmp_path, tmp_path / "whole", good, whole)
+
+
+def _no_space(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _torch_save_on_a_full_disk(_: Any, file: Any) -> None:
+    file.write(b"PK half of it")
+    _no_space()
+
+
+def _streaming_failure(_: Any, file: Any) -> None:
+    """What torch makes of a short write."""
+    raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
+
+
+@pytest.mark.parametrize(
+    ("place", "failing", "file"),
+    [
+        ("torch.save", _torch_save_on_a_full_disk, "checkpoint.pt"),
+        ("torch.save", _streaming_failure, "checkpoint.pt"),
+        ("pipeline.files.os.fsync", _no_space, "checkpoint.pt"),
+        ("pipeline.checkpoint.write_table", _no_space, "history.csv"),
+        ("pipeline.watch.Curves.add", _no_space, "tensorboard"),
+    ],
+)
+def test_a_full_disk_ends_with_one_message_and_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, failing: Callable[..., None], file: str
+):
+    tiny_fit(tmp_path, epochs=4, max_minutes=1e-9)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_EVERY_S", 0.0)
+    with monkeypatch.context() as full:
+        full.setattr(place, failing)
+        with pytest.raises(RunError, match=rf"{file}: cannot be written: .*--resume") as said:
+            tiny_fit(tmp_path, epochs=4)
+    assert re.search(r"the state after epoch [12] is kept in .*checkpoint\.pt", str(said.value))
+    assert "\n" not in str(said.value)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    resumed = tiny_fit(tmp_path, epochs=4)
+    whole = tiny_fit(tmp_path / "whole", epochs=4)
+    same_fit(tmp_path, tmp_path / "whole", resumed, whole)
+
+
+def test_other_failures_while_writing_are_not_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def out_of_memory(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("torch.save", out_of_memory)
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        tiny_fit(tmp_path, epochs=1)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path):
@@ -148,79 +315,50 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path):
         {"network": {}, "optimizer": {}, "schedule": {}, "history": [], "best_weights": {}}, tmp_path / "checkpoint.pt"
     )
     with pytest.raises(RunError, match="does not fit this configuration"):
-        _fit(tmp_path, epochs=1)
+        tiny_fit(tmp_path, epochs=1)
 
 
-def _epoch(images: LabelledImages, epoch: int, workers: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    batches = BatchSampler(len(images), 8, seed=images.seed, epoch=lambda: epoch, drop_single=True)
-    return [images.input(batch, CPU) for batch in images.loader(batches, on_gpu=False, workers=workers)]
+def test_too_few_images_are_said(tmp_path: Path):
+    with pytest.raises(ConfigError, match="two for each process, found 1"):
+        tiny_fit(tmp_path, images=1)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_same_seed_gives_the_same_batches_whatever_the_workers(workers: int):
-    images = _labelled(33, 5)
-    for (inputs, labels), (expected, expected_labels) in zip(
-        _epoch(images, 3, workers), _epoch(images, 3), strict=True
-    ):
-        torch.testing.assert_close(inputs, expected, rtol=0, atol=0)
-        assert labels.tolist() == expected_labels.tolist()
+def test_ranking_is_of_the_second_class_or_the_mean_over_all():
+    logits = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 0.5], [0.0, 3.0]])
+    assert ranking(logits, np.array([0, 0, 1, 1])) == {"val_auroc": 1.0, "val_average_precision": 1.0}
+    assert ranking(logits, np.array([0, 1, 0, 1]))["val_auroc"] == 0.75
+    assert all(math.isnan(value) for value in ranking(logits, np.zeros(4)).values())
+    several = np.array([[1, 0], [0, 0], [0, 0], [0, 0]], dtype=np.float32)
+    assert ranking(logits, several)["val_auroc"] == 1.0  # of the label that is there
+    assert math.isnan(ranking(torch.full((4, 2), math.nan), np.array([0, 0, 1, 1]))["val_auroc"])
+    three = torch.eye(3).repeat(2, 1) * 5
+    assert ranking(three, np.array([0, 1, 2, 0, 1, 2]))["val_auroc"] == 1.0
+    assert math.isnan(ranking(three, np.array([0, 1, 1, 0, 1, 0]))["val_auroc"])
 
 
-def test_another_seed_or_epoch_gives_others():
-    images = _labelled(32, 5)
-    first = torch.cat([inputs for inputs, _ in _epoch(images, 1)])
-    for other in (_epoch(images, 2), _epoch(replace(images, seed=6), 1)):
-        assert not torch.equal(torch.cat([inputs for inputs, _ in other]), first)
-
-
-def test_an_epoch_is_every_image_once_but_for_a_single_one_left_over():
-    for count, batches in ((33, 4), (32, 4), (34, 5)):
-        seen = [pair for batch in BatchSampler(count, 8, seed=1, epoch=lambda: 2, drop_single=True) for pair in batch]
-        assert len({item for _, item in seen}) == len(seen) == (count - 1 if count % 8 == 1 else count)
-        assert {epoch for epoch, _ in seen} == {2}
-        assert len(BatchSampler(count, 8, seed=1, drop_single=True)) == batches
-    in_order = [item for batch in BatchSampler(17, 8) for _, item in batch]
-    assert in_order == list(range(17))
-
-
-def test_each_image_draws_its_own_variant_whatever_its_batch():
-    images = replace(
-        _labelled(8, 5, Augmentations(shift=0.3, rotate=30, zoom=0.1)), rows=np.zeros(8, np.int64)
-    )  # all the same image
-    one, another, alone, later = (
-        images.input(images[pairs], CPU)[0]
-        for pairs in ([(1, 0), (1, 1)], [(1, 1), (1, 2), (1, 0)], [(1, 0)], [(2, 0)])
+def test_lines_say_how_it_goes_and_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(watch, "LINE_EVERY_S", 0.0)
+    tiny_fit(tmp_path, epochs=2, progress=True)
+    said = capsys.readouterr().err
+    assert re.search(
+        r"epoch 1/2: batch 3 of 4, loss \d\.\d{3}, accuracy \d\.\d{3}, \d+ images/s, at most \d+ s left", said
     )
-    torch.testing.assert_close(one[0], alone[0], rtol=0, atol=0)
-    torch.testing.assert_close(one[0], another[2], rtol=0, atol=0)
-    assert not torch.equal(one[0], one[1])
-    assert not torch.equal(alone, later)
+    assert re.search(r"epoch 1/2: loss .*, validation loss .*, AUROC .*, \d+ images/s.*, 0 s, at most \d+ s left", said)
+    assert "training ended: all 2 epochs" in said
 
 
-def test_a_batch_is_its_levels_varied_then_standardised():
-    images = _labelled(6, 3)
-    items = np.array([4, 1, 5])
-    inputs, labels = images.input(images[[(2, item) for item in items.tolist()]], CPU)
-    drawn = draw(ALL, uniforms(3, 2, items))
-    levels = torch.from_numpy(_images(6, 3)[0].levels[items])
-    varied = augment_batch(from_levels(levels), drawn, noise_seed=noise_seed(3, 2, items))
-    torch.testing.assert_close(inputs, (varied - 0.3) / 0.2)
-    assert labels.tolist() == [0, 1, 1]
-    assert inputs.is_contiguous(memory_format=torch.channels_last)
+def test_a_terminal_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("pipeline.watch.tqdm.mininterval", 0, raising=False)
+    tiny_fit(tmp_path, epochs=2, progress=True)
+    said = capsys.readouterr().err
+    assert "epoch 1/2:   0%" in said
+    assert "batch 3 of 4" not in said
 
 
-@pytest.mark.parametrize(("channels", "statistics"), [(1, 1), (1, 3), (3, 3)])
-def test_standardising_a_batch_is_the_evaluation_chain_image_by_image(channels: int, statistics: int):
-    images = torch.rand(4, channels, 16, 16)
-    before = images.clone()
-    mean, std = (0.485, 0.456, 0.406)[:statistics], (0.229, 0.224, 0.225)[:statistics]
-    chain = evaluate_chain(mean=mean, std=std)
-    expected = torch.stack([chain({KEY: image})[KEY] for image in images])
-    torch.testing.assert_close(standardised(images, mean, std), expected, rtol=0, atol=0)
-    torch.testing.assert_close(images, before, rtol=0, atol=0)
-
-
-def test_batches_are_half_the_bytes_until_they_are_on_the_device():
-    batch = _labelled(4, 1)[[(1, 0), (1, 3)]]
-    assert batch["levels"].dtype == torch.uint16
-    assert batch["levels"].shape == (2, 1, 64, 64)
+def test_durations():
+    assert [duration(seconds) for seconds in (3, 89, 90, 3600, 6000)] == [
+        "3 s", "89 s", "2 min", "60 min", "1 h 40 min",
+    ]  # fmt: skip

@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.cases import Cases
 from pipeline.dicom.phantom_objects import ct_slice, phantom_uid, save
 from pipeline.identity import IdentityKey
+from pipeline.label_arrays import NO_FINDING
 from pipeline.labels import labelled_cases
 from pipeline.sources import open_manifest
 
@@ -34,6 +35,10 @@ EXPECTED = {
     "x_rays": (24, 24),
     "volumes": (8, 8 * 3),
     "body_parts": (9, 9 * 2),
+    "findings_in_a_cell": (24, 24),
+    "findings_in_columns": (24, 24),
+    "findings_in_rows": (18, 18),
+    "findings_in_headers": (9, 9 * 2),
     "thin_axial": (24, 24 * SLICES),
     "with_reformats": (24 * (SLICES + 2), 24 * (SLICES + 2)),
     "fractions": (24, 24 * SLICES),
@@ -41,6 +46,14 @@ EXPECTED = {
     "official_split": (24, 24 * SLICES),
 }
 """Of each example the cases and their images."""
+EFFUSION = [("effusion", 12), ("effusion|atelectasis", 6)]
+FINDINGS_FOUND = {
+    "findings_in_a_cell": dict([*EFFUSION, (NO_FINDING, 6)]),
+    "findings_in_columns": dict([*EFFUSION, (NO_FINDING, 6)]),
+    "findings_in_rows": dict(EFFUSION),
+    "findings_in_headers": {"chest": 3, "chest|head": 3, NO_FINDING: 3},
+}
+"""Of each example of several findings at once the cases with each label."""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +69,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in (1, 2):
                 options = {"patient_id": f"B{part}{patient}", "instance_number": number, "BodyPartExamined": name}
                 save(ct_slice(16, **options), folder / "parts" / f"{name}{patient}" / str(number))
+                regions = options | {"BodyPartExamined": {"HEAD": "CHEST\\HEAD"}.get(name, name)}
+                save(ct_slice(16, **regions), folder / "regions" / f"{name}{patient}" / str(number))
     return folder
 
 
@@ -95,13 +110,21 @@ def _sheets(folder: Path) -> None:
 def _pictures(folder: Path) -> None:
     noise = np.random.default_rng(0)
     sheet = ["file,label,patient,sex,age,view\n"]
+    findings = ["file,Finding Labels,Pleural Effusion,Atelectasis,patient\n"]
+    readings = ["file,finding\n"]
+    kinds = ("Effusion,1.0,", "Effusion|Hernia,1,0", "Effusion|Atelectasis,1,1", "No Finding,-1,0")
     for number in range(24):
         name = f"p{number // 2 % 12:02d}_{number + 1}.png"
         path = folder / "pictures" / ("covid" if number % 4 < 2 else "healthy") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(0, 255, (16, 16), dtype=np.uint8)).resize((64, 64)).save(path)
         sheet.append(f"{name},{'COVID' if number % 4 < 2 else 'other'},x{number // 2},F,50,PA\n")
+        findings.append(f"{name},{kinds[number % 4]},x{number // 2}\n")
+        found = ([], ["effusion"], ["effusion", "atelectasis"], ["effusion"])[number % 4]
+        readings += [f"{name},{finding}\n" for finding in found]
     (folder / "pictures.csv").write_text("".join(sheet))
+    (folder / "findings.csv").write_text("".join(findings))
+    (folder / "readings.csv").write_text("".join(readings))
 
 
 def _volumes(folder: Path) -> None:
@@ -120,6 +143,8 @@ def test_the_page_has_every_example_once() -> None:
 def test_example(name: str, place: Path) -> None:
     cases = _cases(name, place)
     assert (len(cases.cases), len(cases.images)) == EXPECTED[name]
+    if name in FINDINGS_FOUND:
+        assert cases.cases["label"].value_counts().to_dict() == FINDINGS_FOUND[name]
 
 
 def _cases(name: str, place: Path) -> Cases:

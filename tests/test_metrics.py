@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from pipeline.metrics import ECE_EDGES, Evaluation, Interval, evaluate_predictions
+from pipeline.measures import ECE_EDGES, Scored, score
+from pipeline.metrics import FEWEST_RESAMPLES, Evaluation, Interval, affordable, evaluate_predictions, paired
 from pipeline.roc import auroc, average_precision, patient_draws, roc_points
 
 TWO = ("no", "yes")
@@ -352,3 +353,131 @@ def test_two_thousand_resamples_of_a_thousand_cases_are_quick() -> None:
     began = time.perf_counter()
     evaluate_predictions(random.integers(0, 3, 1000), probabilities, np.arange(1000).astype(str), classes=THREE)
     assert time.perf_counter() - began < 10  # about 0.5 s alone on a core
+
+
+@st.composite
+def _findings(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (n, 3) of 0 and 1 in which each finding is there and is not, probabilities (often tied), patients."""
+    count = draw(st.integers(4, 40))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    label = random.integers(0, 2, (count, 3))
+    label[0], label[1] = 1, 0
+    probabilities = random.random((count, 3))
+    if draw(st.booleans()):
+        probabilities = np.round(probabilities * 4) / 4
+    return label, probabilities, random.integers(0, count, count).astype(str)
+
+
+@given(_findings())
+@settings(deadline=None)
+def test_several_findings_equal_scikit_learn(data: tuple[np.ndarray, ...]) -> None:
+    label, probabilities, patients = data
+    limits = {"a": 0.5, "b": 0.25, "c": 0.9}
+    found = evaluate_predictions(
+        label, probabilities, patients, classes=THREE, several=True, threshold=limits, resamples=5
+    )
+    predicted = (probabilities >= list(limits.values())).astype(int)
+    macro = {"average": "macro", "zero_division": 0}
+    expected = {
+        "exact_match": reference.accuracy_score(label, predicted),
+        "accuracy": 1 - reference.hamming_loss(label, predicted),
+        "sensitivity": reference.recall_score(label, predicted, **macro),
+        "specificity": reference.recall_score(1 - label, 1 - predicted, **macro),
+        "f1": reference.f1_score(label, predicted, **macro),
+        "auroc": reference.roc_auc_score(label, probabilities),
+        "average_precision": reference.average_precision_score(label, probabilities),
+        "brier": ((label - probabilities) ** 2).mean(),
+        "sensitivity_b": reference.recall_score(label[:, 1], predicted[:, 1]),
+        "auroc_c": reference.roc_auc_score(label[:, 2], probabilities[:, 2]),
+        "brier_a": reference.brier_score_loss(label[:, 0], probabilities[:, 0]),
+    }
+    for name, value in expected.items():
+        assert _value(found, name) == pytest.approx(value, abs=1e-12), name
+    assert _value(found, "ece") == pytest.approx(np.mean([_value(found, f"ece_{name}") for name in THREE]))
+    assert found.confusion == reference.multilabel_confusion_matrix(label, predicted).tolist()
+    assert found.thresholds == limits
+    assert (found.threshold, found.positive) == (None, None)
+
+
+def test_one_finding_of_several_is_that_of_two_classes() -> None:
+    random = np.random.default_rng(0)
+    label, score_of, patients = random.integers(0, 2, 80), random.random(80), (np.arange(80) // 2).astype(str)
+    two = evaluate_predictions(label, _two(list(score_of)), patients, classes=TWO)
+    both = evaluate_predictions(
+        np.column_stack([label, label]), np.column_stack([score_of] * 2), patients, classes=TWO, several=True
+    )
+    for name in ("accuracy", "sensitivity", "specificity", "f1", "auroc", "average_precision", "brier", "ece"):
+        assert dataclasses.astuple(both.metrics[name]) == pytest.approx(dataclasses.astuple(two.metrics[name])), name
+    assert both.metrics["ece_yes"] == both.metrics["ece_no"]
+
+
+def test_findings_that_nobody_has_are_left_out_and_said() -> None:
+    label = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 0, 1]])
+    found = evaluate_predictions(label, np.full((4, 3), 0.5), list("abcd"), classes=THREE, several=True)
+    assert _value(found, "sensitivity") == 1.0
+    assert _value(found, "auroc_b") is None
+    assert any("No case with 'b'" in sentence for sentence in found.warnings)
+    assert any("All cases have 'c'" in sentence for sentence in found.warnings)
+    assert any("Few patients with 'a' (2), 'c' (4)" in sentence for sentence in found.warnings)
+    assert not any("auroc_b" in sentence for sentence in found.warnings)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_several_findings_of_no_case() -> None:
+    none = evaluate_predictions(np.empty((0, 3), int), np.empty((0, 3)), [], classes=THREE, several=True)
+    assert {value.value for value in none.metrics.values()} == {None}
+    assert len(none.warnings) == 1
+
+
+@pytest.mark.parametrize("label", [np.zeros(2), np.full((2, 3), 2), np.full((2, 3), -1), np.full((2, 3), np.nan)])
+def test_labels_that_are_no_findings(label: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="of 0 and 1"):
+        evaluate_predictions(label, np.full((2, 3), 0.5), ["a", "b"], classes=THREE, several=True)
+
+
+def _scores(label: np.ndarray, values: np.ndarray, patients: np.ndarray) -> Scored:
+    return score(label, _two(list(values)), patients, classes=TWO)
+
+
+@given(_scored(), st.integers(0, 1000))
+@settings(deadline=None, max_examples=30)
+def test_a_difference_turns_its_sign_and_to_itself_is_none(data: tuple[np.ndarray, ...], seed: int) -> None:
+    label, probabilities, patients = data
+    one = score(label, probabilities, patients, classes=TWO)
+    other = score(label, probabilities[:, ::-1], patients, classes=TWO)
+    there, back, same = (paired(a, b, 50, seed).difference for a, b in ((one, other), (other, one), (one, one)))
+    for name, change in there.items():
+        if change.value is None:
+            assert back[name].value is None
+            continue
+        assert change.value == pytest.approx(-back[name].value)
+        if change.low is not None:
+            assert (change.low, change.high) == pytest.approx((-back[name].high, -back[name].low), abs=1e-12)
+            assert dataclasses.astuple(same[name]) == (0, 0, 0)
+
+
+def test_pairing_narrows_what_two_models_share() -> None:
+    """Two models that err on the same cases differ more surely than their own intervals say."""
+    random = np.random.default_rng(0)
+    label = random.integers(0, 2, 300)
+    shared, patients = random.normal(0, 1, 300), np.arange(300).astype(str)
+    first = _scores(label, 1 / (1 + np.exp(-(label * 1.5 + shared))), patients)
+    second = _scores(label, 1 / (1 + np.exp(-(label * 1.9 + shared))), patients)
+    found = paired(first, second, 1000, 0)
+    change, own = found.difference["auroc"], found.first["auroc"]
+    assert change.low > 0
+    assert change.high - change.low < 0.5 * (own.high - own.low)
+    assert found.second["auroc"].low < own.high  # the intervals themselves overlap
+
+
+def test_other_cases_cannot_be_paired() -> None:
+    label, patients = np.array([0, 1, 0]), np.array(list("abc"))
+    one, other = (_scores(np.roll(label, turn), np.array([0.1, 0.2, 0.3]), patients) for turn in (0, 1))
+    with pytest.raises(ValueError, match="the same cases"):
+        paired(one, other, 10, 0)
+
+
+def test_a_hundred_thousand_cases_get_fewer_resamples_for_further_figures() -> None:
+    assert affordable(2000, 1000) == 2000
+    assert 200 <= affordable(2000, 400_000) < 2000
+    assert affordable(2000, 10**7) == FEWEST_RESAMPLES

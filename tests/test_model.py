@@ -1,37 +1,28 @@
-"""Networks and weights: torchvision's state dict fits key for key, gray folding is exact, wrong weights say what is wrong."""
+"""Networks: torchvision's output to the last bit, heads and bags, stages that learn or do not, cells where they look."""
 
 from __future__ import annotations
 
-import http.server
-import pickle
-import threading
-from functools import partial
-from pathlib import Path
+import copy
 
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from monai.networks.nets import MILModel
 
 from pipeline import model
 from pipeline.config import Network
-from pipeline.errors import WeightsError
-from pipeline.model import Classifier, Download, build_classifier, fetch, fold_to_gray, load_backbone, read_weights
-from transforms.chains import GRAY_MEAN, GRAY_STD, IMAGENET_MEAN, IMAGENET_STD
+from pipeline.errors import ConfigError
+from pipeline.input_layer import IMAGENET_STATISTICS
+from pipeline.model import Classifier, build_classifier, new_network
+from pipeline.volume_network import VolumeClassifier
+from pipeline.weight_names import fit_weights
 
-SMALL = Network(architecture="resnet18", channels=3)
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+"""The same sums in another order: 1e-6 each, over some layers."""
 
 
-@pytest.fixture(scope="module")
-def published() -> torchvision.models.ResNet:
-    """torchvision's network with random weights and random batch norm: what a published file would hold."""
-    torch.manual_seed(0)
-    network = torchvision.models.resnet18(weights=None).eval()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean, std=0.3)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return network
+def small(**settings: object) -> Network:
+    return Network(architecture="resnet18", **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
@@ -39,120 +30,140 @@ def test_torchvisions_weights_give_torchvisions_output(architecture: str):
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, architecture)(weights=None).eval()
     ours = Classifier(Network(architecture=architecture, channels=3), 1000).eval()
-    load_backbone(ours, theirs.state_dict(), "torchvision")
+    assert set(ours.backbone.state_dict()) | {"fc.weight", "fc.bias"} == set(theirs.state_dict())
+    fit_weights(ours, theirs.state_dict(), "torchvision", IMAGENET_STATISTICS)
     images = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=0)
 
 
-def test_gray_folding_equals_three_equal_channels(published: torchvision.models.ResNet):
-    """Through conv1 and its batch norm, away from the edge that the kernel reaches over."""
-    gray = Classifier(Network(architecture="resnet18", channels=1), 2).eval()
-    load_backbone(gray, published.state_dict(), "published")
-    image = torch.rand(2, 1, 64, 64)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+def test_a_configuration_decides_the_kind_of_network():
+    assert isinstance(new_network(small(), 2), Classifier)
+    assert isinstance(new_network(small(pooling="volume"), 2), VolumeClassifier)
+    network, origin = build_classifier(small(), 2)
+    assert (network.head.out_features, origin.source, origin.sha256) == (2, "random", "")
+
+
+@pytest.mark.parametrize("head", ["linear", "conv"])
+def test_logits_are_the_mean_of_what_each_cell_says(head: str):
+    """What makes heatmaps exact, whatever the head."""
+    network = Classifier(small(head=head, head_channels=24), 3).eval()
     with torch.no_grad():
-        expected = published.bn1(published.conv1((image - mean) / std))
-        found = gray.backbone.bn1(gray.backbone.conv1((image - GRAY_MEAN[0]) / GRAY_STD[0]))
-    torch.testing.assert_close(found[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], rtol=1e-4, atol=1e-5)
-    plain_sum = published.state_dict()["conv1.weight"].sum(dim=1, keepdim=True)
-    assert not torch.allclose(fold_to_gray(published.state_dict())["conv1.weight"], plain_sum, rtol=0.01)
+        features = network.features(torch.rand(2, 1, 96, 96))
+        of_cells = torch.einsum("bdhw,kd->bkhw", features, network.head.weight) + network.head.bias[:, None, None]
+        torch.testing.assert_close(of_cells.mean(dim=(2, 3)), network.classify(features), **FLOAT32)
+        assert features.shape == (2, 24 if head == "conv" else 512, 3, 3)
+        assert network.trunk(torch.rand(2, 1, 96, 96)).shape == (2, 512, 3, 3)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_local_file_is_the_start(published: torchvision.models.ResNet, tmp_path: Path, suffix: str):
-    path = tmp_path / f"weights{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(published.state_dict(), path)
-    network, origin = build_classifier(SMALL.model_copy(update={"weights": str(path)}), 2)
-    torch.testing.assert_close(network.backbone.layer1[0].conv1.weight, published.layer1[0].conv1.weight)
-    assert origin.source == path.name
-    assert len(origin.sha256) == 64
+def test_dropout_acts_in_training_only():
+    network = Classifier(small(dropout=0.5), 2)
+    features = torch.rand(4, 512, 2, 2)
+    torch.testing.assert_close(network.eval().classify(features), network.eval().classify(features), rtol=0, atol=0)
+    assert not torch.equal(network.train().classify(features), network.classify(features))
 
 
-def test_an_earlier_run_is_the_start(tmp_path: Path):
-    first, _ = build_classifier(SMALL, 2)
-    save_file(first.state_dict(), tmp_path / "model.safetensors")
-    second, origin = build_classifier(SMALL.model_copy(update={"weights": str(tmp_path)}), 2)
-    torch.testing.assert_close(second.state_dict(), first.state_dict())
-    assert origin.source.endswith("/model.safetensors")
-    three, _ = build_classifier(SMALL.model_copy(update={"weights": str(tmp_path)}), 3)
-    torch.testing.assert_close(three.backbone.conv1.weight, first.backbone.conv1.weight)
-    assert three.head.out_features == 3
+def bags_network() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(small(pooling="attention"), 3)
 
 
-class _Hostile:
-    def __reduce__(self):
-        return (print, ("code from a weights file ran",))
+def test_attention_is_that_of_monais_mil_model():
+    network = bags_network().eval()
+    theirs = MILModel(3, "att", pretrained=False, backbone=torch.nn.Identity(), backbone_num_features=512)
+    theirs.attention.load_state_dict(network.attention.state_dict())  # type: ignore[union-attr]
+    theirs.myfc.load_state_dict(network.head.state_dict())
+    vectors = torch.rand(2, 5, 512)
+    with torch.no_grad():
+        torch.testing.assert_close(network.classify_bags(vectors), theirs.calc_head(vectors), **FLOAT32)
 
 
-def test_files_that_are_no_weights_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], published: torchvision.models.ResNet
-):
-    (tmp_path / "noise.safetensors").write_bytes(b"\x00" * 100)
-    (tmp_path / "noise.pth").write_bytes(b"not a zip")
-    (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"fc.weight": _Hostile()}))
-    torch.save([1, 2, 3], tmp_path / "list.pth")
-    for name in ("noise.safetensors", "noise.pth", "hostile.pth", "list.pth", "absent.pth"):
-        with pytest.raises(WeightsError, match=name):
-            read_weights(tmp_path / name)
-    assert "ran" not in capsys.readouterr().out
-    wrong = Classifier(Network(architecture="resnet34", channels=3), 2)
-    with pytest.raises(WeightsError, match=r"missing .*another architecture"):
-        load_backbone(wrong, published.state_dict(), "resnet18.pth")
+def test_a_bags_logits_are_the_mean_of_its_images_by_attention_in_any_order_and_number():
+    network = bags_network().eval()
+    assert model.CHUNK < 20
+    bags = torch.rand(1, 20, 1, 64, 64)
+    with torch.no_grad():
+        features = network.features(bags[0])
+        weights = torch.softmax(network.scores(features), dim=0)
+        by_images = (weights[:, None] * network.classify(features)).sum(dim=0, keepdim=True)
+        torch.testing.assert_close(network(bags), by_images, **FLOAT32)
+        shuffled = bags[:, torch.randperm(20)]
+        torch.testing.assert_close(network(shuffled), by_images, **FLOAT32)
+        assert network(bags[:, :1]).shape == (1, 3)
 
 
-@pytest.fixture
-def server(tmp_path: Path):
-    folder = tmp_path / "served"
-    folder.mkdir()
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
+def test_bags_teach_the_backbone_in_training_and_hold_no_gradients_outside():
+    network = bags_network()
+    bags = torch.rand(2, 3, 1, 32, 32)
+    network.train()(bags).sum().backward()
+    assert network.backbone.conv1.weight.grad is not None
+    assert all(parameter.grad is not None for parameter in network.attention.parameters())  # type: ignore[union-attr]
+    seen = []
+    network.eval()
+    network.backbone.conv1.register_forward_hook(
+        lambda _, inputs, output: seen.append((len(output), output.requires_grad))
+    )
+    network(torch.rand(2, 20, 1, 32, 32))
+    assert seen == [(16, False), (16, False), (8, False)]
 
 
-def test_imagenet_is_downloaded_once_and_verified(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published):
-    import hashlib
-
-    folder, url = server
-    torch.save(published.state_dict(), folder / "resnet18.pth")
-    checksum = hashlib.sha256((folder / "resnet18.pth").read_bytes()).hexdigest()
-    monkeypatch.setenv("RADLOOP_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.setitem(model.IMAGENET, "resnet18", Download(f"{url}/resnet18.pth", checksum[:8]))
-    network, origin = build_classifier(SMALL.model_copy(update={"weights": "imagenet"}), 2)
-    torch.testing.assert_close(network.backbone.conv1.weight, published.conv1.weight)
-    assert origin.sha256 == checksum
-    (folder / "resnet18.pth").unlink()
-    assert fetch(model.IMAGENET["resnet18"]).is_file()  # the second time from the folder
-
-    (folder / "other.pth").write_bytes(b"something else")
-    with pytest.raises(WeightsError, match=r"should begin with 00000000, found .*give its path as network.weights"):
-        fetch(Download(f"{url}/other.pth", "00000000"))
-    with pytest.raises(WeightsError, match="cannot be downloaded"):
-        fetch(Download(f"{url}/absent.pth", "00000000"))
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["resnet18.pth"]
+def test_images_of_a_network_without_attention_have_none():
+    network = Classifier(small(), 2)
+    assert network.attention is None
+    assert torch.equal(network.scores(torch.rand(3, 512, 2, 2)), torch.zeros(3))
+    with pytest.raises(ValueError, match="pooling attention"):
+        network(torch.rand(1, 3, 1, 64, 64))
 
 
-def test_without_a_network_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RADLOOP_WEIGHTS", str(tmp_path / "weights"))
-    with pytest.raises(WeightsError, match=r"put it at .*nothing\.pth, or give its path as network\.weights"):
-        fetch(Download("http://127.0.0.1:9/nothing.pth", "00000000"))
+STAGES = ["conv1", "layer1", "layer2", "layer3", "layer4", "head"]
 
 
 @pytest.mark.parametrize(
-    ("trainable", "trained"), [("head", {"fc"}), ("layer4", {"layer4", "fc"}), ("layer3", {"layer3", "layer4", "fc"})]
+    ("trainable", "trained"), [("head", 1), (1, 1), ("layer4", 2), ("layer3", 3), (3, 3), ("layer2", 4), ("all", 6)]
 )
-def test_frozen_stages_do_not_learn_and_keep_their_statistics(trainable: str, trained: set[str]):
-    network = Classifier(Network(architecture="resnet18", trainable=trainable), 2).train()
-    learning = {name.split(".")[1] for name, parameter in network.named_parameters() if parameter.requires_grad}
-    assert learning == trained
+def test_frozen_stages_do_not_learn_and_keep_their_statistics(trainable: str | int, trained: int):
+    network = Classifier(small(trainable=trainable), 2).train()
+    stage_of = {"bn1": "conv1"}
+    places = [name.removeprefix("backbone.").split(".")[0] for name, _ in network.named_parameters()]
+    by_stage = [stage_of.get(place, place) for place in places]
+    learning = {s for s, p in zip(by_stage, network.parameters(), strict=True) if p.requires_grad}
+    assert learning == set(STAGES[-trained:])
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network(torch.rand(4, 1, 64, 64)).sum().backward()
-    changed = {
-        name.split(".")[1] for name, value in network.state_dict().items() if not torch.equal(value, before[name])
-    }
-    assert changed <= trained
+    changed = {n for n, value in network.state_dict().items() if not torch.equal(value, before[n])}
+    places = [name.removeprefix("backbone.").split(".")[0] for name in changed]
+    assert {stage_of.get(place, place) for place in places} == learning - {"head"}
+
+
+def test_groups_hold_every_parameter_once_and_can_thaw():
+    network = Classifier(small(head="conv", pooling="attention", trainable="head"), 2)
+    listed = [id(parameter) for group in network.groups for parameter in group]
+    assert sorted(listed) == sorted(id(parameter) for parameter in network.parameters())
+    assert len(network.groups) == 6
+    assert {id(p) for p in network.block.parameters()} <= {id(p) for p in network.groups[-1]}
+    network.train()
+    assert not network.backbone.layer4.training
+    assert network.block.training
+    network.set_trainable(2)
+    assert network.backbone.layer4.training
+    assert not network.backbone.layer3.training
+    network.set_trainable(None)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    copied = copy.deepcopy(network)
+    copied.set_trainable(1)
+    assert not copied.backbone.conv1.weight.requires_grad
+    assert network.backbone.conv1.weight.requires_grad
+    with pytest.raises(ConfigError, match="has 6 stages with its head; found 7"):
+        Classifier(small(trainable=7), 2)
+
+
+def test_batch_norm_is_kept_where_it_is_told_so_but_for_a_new_blocks():
+    network = Classifier(small(batch_norm="keep", head="conv", head_channels=16), 2).train()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    network(torch.rand(4, 1, 64, 64)).sum().backward()
+    changed = {name for name, value in network.named_buffers() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"block"}
+    assert network.backbone.bn1.weight.grad is not None, "its scale learns, its statistics stay"
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from pipeline import shortcuts
 from pipeline.cases import Cases
 from pipeline.features import (
     BORDER_FEATURES,
@@ -29,16 +29,15 @@ from pipeline.features import (
     words,
     years,
 )  # fmt: skip
+from pipeline.label_arrays import label_texts
 from pipeline.manifest import Manifest
-from pipeline.shortcuts import Subjects, areas_of, audit_shortcuts, draw_cases, encode, held_out_scores
+from pipeline.shortcut_scores import Subjects, areas_of, encode, folds_by_patient, held_out_scores
+from pipeline.shortcuts import QUICK, Effort, audit_shortcuts, draw_cases
 
 CASES, PATIENTS = 80, 40
 
 
-@pytest.fixture(autouse=True)
-def _small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortcuts, "TREES", 20)
-    monkeypatch.setattr(shortcuts, "RESAMPLES", 100)
+SMALL = Effort(trees=20, resamples=100)
 
 
 def _manifest(**more: Any) -> Manifest:
@@ -78,8 +77,8 @@ def _facts(folder: Path, **columns: Any) -> pd.DataFrame:
     return facts.set_index("case_id", drop=False).rename_axis(None)
 
 
-def _audit(facts: pd.DataFrame, folder: Path, **manifest: Any) -> dict[str, Any]:
-    return audit_shortcuts(facts, _manifest(**manifest), {"s": folder}, workers=0, progress=False)
+def _audit(facts: pd.DataFrame, folder: Path, effort: Effort = SMALL, **manifest: Any) -> dict[str, Any]:
+    return audit_shortcuts(facts, _manifest(**manifest), {"s": folder}, effort=effort, workers=0, progress=False)
 
 
 def _group(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -164,8 +163,82 @@ def test_of_several_classes_one_that_is_given_away_is_warned_about(tmp_path: Pat
     assert colour["warned"]
 
 
-def test_the_border_is_decoded_of_some_cases_only_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shortcuts, "MOST_DECODED", 20)
+NAMES = [f"f{number}" for number in range(6)]
+
+
+def _findings(folder: Path, seed: int = 0, **columns: Any) -> tuple[pd.DataFrame, np.ndarray]:
+    """`_facts` with six findings at once, of which a patient has each by chance, and the findings (cases, 6) themselves."""
+    present = np.repeat(np.random.default_rng(seed).random((PATIENTS, len(NAMES))) < 0.3, 2, axis=0)
+    return _facts(folder, label=label_texts(present, NAMES), **columns), present
+
+
+def _audit_findings(facts: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    labels = {"source": "folder", "several": True}
+    return _audit(facts, folder, classes=NAMES, labels=labels)
+
+
+def test_of_several_findings_the_one_that_is_given_away_is_named(tmp_path: Path):
+    facts, present = _findings(tmp_path)
+    facts["color_mode"] = np.where(present[:, 4], "RGB", "L")
+    result = _audit_findings(facts, tmp_path)
+    colour = _group(result, "colour")
+    assert colour["warned"]
+    assert colour["told_best"] == "f4"
+    assert set(colour["auroc_of_class"]) == set(NAMES)
+    assert colour["auroc_of_class"]["f4"]["value"] > 0.95
+    others = [colour["auroc_of_class"][name]["value"] for name in NAMES if name != "f4"]
+    assert np.mean(others) < 0.6
+    count = int(present[:, 4].sum())
+    assert colour["trap"] in {
+        f"color_mode RGB: {count} of {count} f4, 0 of {CASES - count} not f4",
+        f"color_mode L: 0 of {count} f4, {CASES - count} of {CASES - count} not f4",
+    }
+
+
+def test_of_several_findings_noise_is_no_shortcut(tmp_path: Path):
+    facts, _ = _findings(tmp_path, slice_thickness=np.random.default_rng(7).random(CASES))
+    scanner = _group(_audit_findings(facts, tmp_path), "scanner")
+    assert not scanner["warned"]
+    assert 0.3 < scanner["auroc"]["value"] < 0.65
+
+
+def test_a_finding_that_one_patient_has_or_lacks_is_left_out(tmp_path: Path):
+    facts, present = _findings(tmp_path)
+    present[:, 0], present[:, 1] = False, True
+    present[:2, 0], present[:2, 1] = True, False
+    facts["label"] = label_texts(present, NAMES)
+    result = _audit_findings(facts, tmp_path)
+    assert result["classes"] == NAMES[2:]
+    assert result["classes_left_out"] == {"f0": 1, "f1": PATIENTS - 1}
+    assert result["cases"] == CASES
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000), st.integers(2, 5))
+def test_folds_of_findings_keep_patients_and_have_each_finding(seed: int, most: int):
+    generator = np.random.default_rng(seed)
+    patient = generator.integers(0, 30, 80)
+    present = generator.random((80, 3)) < 0.3
+    patient = np.unique(patient, return_inverse=True)[1]
+    fold = folds_by_patient(present.astype(np.int64), patient, 3, most)
+    assert len(np.unique(np.stack([patient, fold]), axis=1).T) == patient.max() + 1
+    assert fold.max() + 1 == most
+    for number in range(most):
+        assert (present[fold == number].any(axis=0)).all()
+
+
+def test_a_quick_look_finds_the_same_traps_and_judges_only_their_features(tmp_path: Path):
+    facts = _facts(tmp_path, slice_thickness=np.random.default_rng(1).random(CASES))
+    facts["color_mode"] = np.where(facts["label"] == "a", "RGBA", "RGB")
+    quick = replace(QUICK, decoded=4)
+    result = _audit(facts, tmp_path, quick)
+    assert _group(result, "colour")["trap"] == "color_mode RGB: 0 of 40 a, 40 of 40 b"
+    assert [one["name"] for one in result["features"]] == ["color_mode"]
+    assert result["cases_to_decode"] == 4
+    assert _audit(facts, tmp_path, quick) == result
+
+
+def test_the_border_is_decoded_of_some_cases_only_and_said(tmp_path: Path):
     facts = _facts(tmp_path)
     for name in ("dark", "light"):
         Image.fromarray(np.full((32, 32), 0 if name == "dark" else 200, np.uint8)).save(tmp_path / f"{name}.png")
@@ -173,7 +246,7 @@ def test_the_border_is_decoded_of_some_cases_only_and_said(tmp_path: Path, monke
     for name in ("dark.png", "light.png"):
         status = (tmp_path / name).stat()
         facts.loc[facts["path"] == name, ["bytes", "mtime_ns"]] = [status.st_size, status.st_mtime_ns]
-    result = _audit(facts, tmp_path)
+    result = _audit(facts, tmp_path, replace(SMALL, decoded=20))
     assert (result["cases"], result["cases_decoded"], result["not_decoded"]) == (CASES, 20, {})
     border = _group(result, "border")
     assert (border["cases"], border["auroc"]["value"]) == (20, 1.0)
@@ -304,22 +377,22 @@ def _subjects(size: int, classes: int, folds: int, seed: int) -> tuple[Subjects,
 @given(st.integers(0, 10_000))
 def test_areas_are_scikit_learns_within_folds(seed: int):
     subjects, scores = _subjects(60, 2, 1, seed)
-    assert areas_of(scores, subjects).mean["value"] == pytest.approx(roc_auc_score(subjects.label, scores[:, 1]))
+    assert areas_of(scores, subjects, 50).mean["value"] == pytest.approx(roc_auc_score(subjects.label, scores[:, 1]))
     several, scores = _subjects(60, 3, 1, seed)
     each = [roc_auc_score(several.label == number, scores[:, number]) for number in range(3)]
-    assert areas_of(scores, several).mean["value"] == pytest.approx(np.mean(each))
+    assert areas_of(scores, several, 50).mean["value"] == pytest.approx(np.mean(each))
     shifted = Subjects(subjects.label, subjects.patient, subjects.label % 2, subjects.classes)
-    assert areas_of(scores, shifted).mean is None  # each fold has one class: nothing can be compared
+    assert areas_of(scores, shifted, 50).mean is None  # each fold has one class: nothing can be compared
 
 
 def test_scores_come_from_forests_that_saw_none_of_the_patient():
     label = np.array([0, 1] * 20)
     subjects = Subjects(label, np.arange(40), np.arange(40) // 8, ("a", "b"))
-    learned = held_out_scores(label[:, None].astype(float), subjects)
-    assert areas_of(learned, subjects).mean["value"] == 1.0
-    own = held_out_scores(np.arange(40)[:, None].astype(float), subjects)
+    learned = held_out_scores(label[:, None].astype(float), subjects, 20)
+    assert areas_of(learned, subjects, 50).mean["value"] == 1.0
+    own = held_out_scores(np.arange(40)[:, None].astype(float), subjects, 20)
     assert np.isfinite(own).all()
-    assert (held_out_scores(label[:, None].astype(float), subjects) == learned).all()
+    assert (held_out_scores(label[:, None].astype(float), subjects, 20) == learned).all()
 
 
 def test_rare_words_are_pooled():

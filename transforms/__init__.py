@@ -1,8 +1,9 @@
 """MONAI transforms of radloop. They read no disk and know no DICOM; usable alone in anybody's MONAI `Compose`.
 
 Everything public can be imported from here; docs/transforms.md has an example of each. Modules: `intensity` (what a value means; with
-`voi` and `levels`), `spatial` (resize and the way back), `enhance` (filters), `augment` (random variation; with `drawing` and `batch`),
-`chains` (all of it in order).
+`voi`, `scaling` and `levels`), `region` (crop to the body or the lungs; with `anatomy_search`), `spatial` (resize and the way back),
+`enhance` (filters), `augment` (random variation; with `drawing`, `batch` and `sharpness`), `stress` (what others would have made of
+a picture), `chains` (all of it in order).
 """
 
 from transforms.augment import (
@@ -36,6 +37,7 @@ from transforms.intensity import (
     unit_channels,
 )
 from transforms.levels import from_levels, to_levels
+from transforms.region import RegionCropped
 from transforms.spatial import (
     SquareResized,
     combined,
@@ -46,6 +48,7 @@ from transforms.spatial import (
     to_input,
     to_source,
 )
+from transforms.stress import STRESSES, Stress
 from transforms.voi import WINDOWS, Voi, VoiFunction
 
 __all__ = [
@@ -53,15 +56,18 @@ __all__ = [
     "GRAY_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "STRESSES",
     "WINDOWS",
     "Augmentations",
     "Drawn",
     "PixelUnit",
     "Pixels",
     "RandAugmentd",
+    "RegionCropped",
     "Scaled",
     "SquareResized",
     "Standardized",
+    "Stress",
     "UnitRanged",
     "Voi",
     "VoiFunction",

@@ -1,4 +1,4 @@
-"""Random flips, zoom, shifts, rotation, contrast, noise and cutout: of a batch on the device, or of one image in a MONAI `Compose`.
+"""Random variation of place, sharpness, values and noise: of a batch on the device, or of one image in a MONAI `Compose`.
 
     numbers = uniforms(seed, epoch, items)                  each image its own, whatever the batch or the workers
     drawn = draw(Augmentations(flip_horizontal=0.5, zoom=0.1), numbers)
@@ -51,8 +51,8 @@ class RandAugmentd(Randomizable, MapTransform, InvertibleTransform):
     """Draws once for all keys and applies it to each key's (channels, rows, columns) image in 0-1, as `augment_batch` would.
 
     What moves is one resampling by MONAI's `Affine`: the image's affine leads to the pixels of before, and `inverse` moves it back
-    (what left the image is black; contrast, noise and cutout stay). Several keys are several images of one thing: the same geometry,
-    contrast and hole, each its own noise. For label maps it is not meant: it interpolates.
+    (what left the image is black; what changed values stays). Several keys are several images of one thing: the same geometry,
+    sharpness, curve and hole, each its own noise. For label maps it is not meant: it interpolates.
     """
 
     def __init__(self, keys: KeysCollection, settings: Augmentations, allow_missing_keys: bool = False) -> None:

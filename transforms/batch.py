@@ -1,7 +1,8 @@
 """The same augmentation on a whole batch at once, on the batch's own device: one resampling for all that moves.
 
 Images are (n, channels, rows, columns) in 0-1, the parameters a `transforms.drawing.Drawn` of n rows. In this order: moved (bilinear,
-black from outside), contrast about the image's own mean, noise, cutout, cut to 0-1. What an option drew nothing for passes it unchanged
+black from outside), sampled coarsely, blurred, sharpened, gamma, black and white points, contrast about the image's own mean, noise,
+cutout, cut to 0-1. What an option drew nothing for passes it unchanged
 to the last bit. Parameters go to the device in one copy and nothing is asked of the device, so that the host runs ahead of it.
 float32, under autocast too; no gradient.
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from transforms.drawing import Drawn, centred_affines, cutout_bounds
+from transforms.drawing import Drawn, centred_affines, coarse_sides, cutout_bounds
+from transforms.sharpness import sharpened, softened
 
 GRID, MOVED, CONTRAST, NOISE, HOLE = slice(0, 6), 6, 7, 8, slice(9, 13)
+SIDES, BLUR, SOFTENED, SHARPEN, GAMMA, BLACK, RANGE = slice(13, 15), 15, 16, 17, 18, 19, 20
 """Columns of the parameters on the device."""
-PARAMETERS = 13
+PARAMETERS = 21
 
 
 def augment_batch(images: torch.Tensor, drawn: Drawn, *, noise_seed: int) -> torch.Tensor:
@@ -47,6 +50,13 @@ def device_parameters(drawn: Drawn, shape: tuple[int, int], device: torch.device
     table[:, CONTRAST] = drawn.contrast
     table[:, NOISE] = drawn.noise
     table[:, HOLE] = cutout_bounds(drawn, shape)
+    table[:, SIDES] = coarse_sides(drawn, shape)
+    table[:, BLUR] = drawn.blur
+    table[:, SOFTENED] = (drawn.blur > 0) | (drawn.coarse != 1)
+    table[:, SHARPEN] = drawn.sharpen
+    table[:, GAMMA] = drawn.gamma
+    table[:, BLACK] = drawn.window[:, 0]
+    table[:, RANGE] = 1.0 + drawn.window[:, 1] - drawn.window[:, 0]
     host = torch.from_numpy(table)
     # From ordinary memory the copy would wait for all that the device still has to do.
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
@@ -77,10 +87,16 @@ def _from_center(side: int, device: torch.device) -> torch.Tensor:
 
 
 def adjust_(images: torch.Tensor, drawn: Drawn, parameters: torch.Tensor, noise_seed: int) -> torch.Tensor:
-    """Contrast, noise and cutout, cut to 0-1, in place: on the CPU new memory costs more than the arithmetic.
+    """All that changes values, cut to 0-1; in place where it can be: on the CPU new memory costs more than the arithmetic.
 
     `drawn`, on the host, tells which of them any image needs.
     """
+    images = _other_sharpness(images, drawn, parameters)
+    if (drawn.gamma != 1).any():
+        power = _by_image(parameters, GAMMA)
+        images = torch.where(power != 1, images.pow(power), images)
+    if (drawn.window != 0).any():
+        images.sub_(_by_image(parameters, BLACK)).div_(_by_image(parameters, RANGE))
     if (drawn.contrast != 1).any():
         images.lerp_(images.mean(dim=(1, 2, 3), keepdim=True), 1.0 - _by_image(parameters, CONTRAST))
     if (drawn.noise > 0).any():
@@ -89,6 +105,24 @@ def adjust_(images: torch.Tensor, drawn: Drawn, parameters: torch.Tensor, noise_
         images.addcmul_(noise, _by_image(parameters, NOISE))
     images.clamp_(0.0, 1.0)
     return images.masked_fill_(_holes(images, parameters), 0.0) if (drawn.cutout > 0).any() else images
+
+
+def _other_sharpness(images: torch.Tensor, drawn: Drawn, parameters: torch.Tensor) -> torch.Tensor:
+    """Coarse, blurred, sharpened, each where any image needs it; the other images stay what they are to the last bit."""
+    coarse, blurred, softer = drawn.coarse != 1, drawn.blur > 0, (drawn.coarse != 1) | (drawn.blur > 0)
+    if softer.any():
+        soft = softened(
+            images,
+            parameters[:, SIDES] if coarse.any() else None,
+            parameters[:, BLUR] if blurred.any() else None,
+        )
+        images = soft if softer.all() else torch.where(_by_image(parameters, SOFTENED) > 0, soft, images)
+    harder = drawn.sharpen > 0
+    if harder.any():
+        factors = _by_image(parameters, SHARPEN)
+        hard = sharpened(images, factors)
+        images = hard if harder.all() else torch.where(factors > 0, hard, images)
+    return images
 
 
 def _by_image(parameters: torch.Tensor, column: int) -> torch.Tensor:

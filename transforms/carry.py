@@ -26,6 +26,10 @@ def numbers_of(image: Any) -> NDArray[np.float32]:
     return np.asarray(image, dtype=np.float32)
 
 
-def is_moved(image: MetaTensor) -> bool:
-    """Whether an image is no longer on the array indices it was read with: its affine (identity at first) has changed."""
-    return not torch.equal(image.affine, torch.eye(4, dtype=image.affine.dtype))
+def is_moved(image: MetaTensor, start: tuple[int, int] = (0, 0)) -> bool:
+    """Whether an image is no longer on the array indices it was read with, the first of its pixels being that at `start`: its affine
+    (identity at first) has changed.
+    """
+    expected = torch.eye(4, dtype=image.affine.dtype)
+    expected[:2, 3] = torch.tensor(start)
+    return not torch.equal(image.affine, expected)

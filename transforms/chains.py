@@ -1,25 +1,26 @@
 """The chains that radloop's stages use, from plain arguments; each also works inside anybody's MONAI `Compose`.
 
-    prepare:  MetaTensor of modality values → 0-1 by window or VOI → scaled → (size, size) → enhanced    deterministic, cached
-    train:    prepared → flips, zoom, shift, rotation, contrast, noise, cutout → standardised
+    prepare:  MetaTensor of modality values → 0-1 by window or VOI → cropped → scaled → (size, size) → enhanced    deterministic, cached
+    train:    prepared → varied in place, sharpness, shades and noise → standardised
     evaluate: prepared → standardised
     back:     points and feature-map cells → source pixels (`transforms.spatial`)
 
 The way to 0-1 comes before resizing, so that interpolation never mixes values beyond the window; scaling too, so that padding
-and size do not change an image's statistics. Standardising comes after augmentation, so that what a shift brings in is black.
+and size do not change an image's statistics; cropping before both, so that what is cut off does not. Standardising comes after augmentation, so that what a shift brings in is black.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from monai.transforms import Compose, EnsureTyped, Transform
 
 from transforms.augment import Augmentations, RandAugmentd
 from transforms.enhance import enhance_transforms
 from transforms.intensity import Scaled, Scaling, Standardized, UnitRanged, Voi
+from transforms.region import RegionCropped
 from transforms.spatial import ResizeMode, resize_chain
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,6 +28,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_MEAN = (sum(IMAGENET_MEAN) / 3,)
 """ImageNet's statistics for one gray channel: what folded weights (pipeline.model) expect."""
 GRAY_STD = (sum(IMAGENET_STD) / 3,)
+
+Crop = Literal["none", "body", "lungs"]
 
 KEY = "image"
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -37,6 +40,7 @@ def prepare_chain(
     *,
     windows: Voi | Sequence[Voi],
     voi: int | str = 0,
+    crop: Crop = "none",
     size: int,
     resize: ResizeMode,
     scaling: Scaling = "none",
@@ -46,13 +50,15 @@ def prepare_chain(
 ) -> Compose:
     """From `to_metatensor` to a (k, size, size) MetaTensor in 0-1 whose affine leads back to source pixels; k windows or colours.
 
-    `windows` and `voi` are `UnitRanged`'s, `scaling` and `percentiles` `Scaled`'s, `size` and `resize` `resize_chain`'s, and
-    `enhancement` the arguments of `enhance_transforms`, each off where it is None.
+    `windows` and `voi` are `UnitRanged`'s, `crop` none or `RegionCropped`'s region, `scaling` and `percentiles` `Scaled`'s, `size` and
+    `resize` `resize_chain`'s, and `enhancement` the arguments of `enhance_transforms`, each off where it is None.
     """
+    cropped = [] if crop == "none" else [RegionCropped(keys, crop)]
     scaled = [] if scaling == "none" else [Scaled(keys, scaling, percentiles)]
     return Compose(
         [
             UnitRanged(keys, windows, voi=voi),
+            *cropped,
             *scaled,
             *resize_chain(keys, size, resize),
             *enhance_transforms(keys, **enhancement),

@@ -1,8 +1,9 @@
 """What is drawn for a random augmentation, apart from applying it: settings → numbers → parameters of each image → affines.
 
-Axes: (row, column) indices of pixel centres, rows downward. What is seen is mirrored, magnified about the image's centre, turned
-about it, then shifted: magnification above 1 makes it larger, a positive angle turns it counter-clockwise as seen, a positive shift
-moves it down or right. The affines lead the other way, from a pixel of the result to the place where its value is found.
+Axes: (row, column) indices of pixel centres, rows downward. What is seen is mirrored, magnified and stretched about the image's centre,
+turned about it, then shifted: magnification above 1 makes it larger, stretch above 1 higher and narrower, a positive angle turns it
+counter-clockwise as seen, a positive shift moves it down or right. The affines lead the other way, from a pixel of the result to the
+place where its value is found.
 
 `uniforms` depends for each image on (seed, epoch, item) alone, so that neither the batch, nor the order, nor workers change what is drawn.
 """
@@ -14,14 +15,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DRAWS = 11
+DRAWS = 18
 """Numbers an image needs. The place of each is fixed, so that turning one option on leaves the others' draws as they were."""
 FLIP_ROWS, FLIP_COLUMNS, ZOOM, SHIFT_ROWS, SHIFT_COLUMNS, ANGLE, CONTRAST, NOISE, CUTOUT, CUTOUT_ROW, CUTOUT_COLUMN = (
-    range(DRAWS)
+    range(11)
 )
+STRETCH, BLACK, WHITE, GAMMA, BLUR, SHARPEN, COARSE = range(11, DRAWS)
 
 PROBABILITY, FRACTION, DEGREES = "from 0 to 1", "from 0 to below 1", "degrees from 0 to 180"
-HALF, POWER, PIXELS, FACTOR = "from 0 to below 0.5", "from 0 to 2", "pixels from 0 to 10", "from 0 to 5"
+BELOW_HALF, POWER, PIXELS, FACTOR = "from 0 to below 0.5", "from 0 to 2", "pixels from 0 to 10", "from 0 to 5"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Augmentations:
         for field in fields(self):
             value, expected = getattr(self, field.name), _EXPECTED[field.name]
             most = _MOST[expected]
-            if not (0 <= value <= most) or (expected in (FRACTION, HALF) and value == most):
+            if not (0 <= value <= most) or (expected in (FRACTION, BELOW_HALF) and value == most):
                 raise ValueError(f"augmentation {field.name}: expected {expected}, found {value}")
 
 
@@ -69,12 +71,12 @@ _EXPECTED = {
     **dict.fromkeys(("flip_horizontal", "flip_vertical", "noise"), PROBABILITY),
     **dict.fromkeys(("zoom", "stretch", "shift", "contrast", "coarse", "cutout"), FRACTION),
     "rotate": DEGREES,
-    "window": HALF,
+    "window": BELOW_HALF,
     "gamma": POWER,
     "blur": PIXELS,
     "sharpen": FACTOR,
 }
-_MOST = {PROBABILITY: 1.0, FRACTION: 1.0, DEGREES: 180.0, HALF: 0.5, POWER: 2.0, PIXELS: 10.0, FACTOR: 5.0}
+_MOST = {PROBABILITY: 1.0, FRACTION: 1.0, DEGREES: 180.0, BELOW_HALF: 0.5, POWER: 2.0, PIXELS: 10.0, FACTOR: 5.0}
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,14 @@ class Drawn:
 
     flip: NDArray[np.bool_]  # (n, 2): whether the rows, the columns are in reverse order
     zoom: NDArray[np.float64]  # (n,): magnification
+    stretch: NDArray[np.float64]  # (n,): height is multiplied by it, width divided
     shift: NDArray[np.float64]  # (n, 2): fraction of the rows (positive is down), of the columns (positive is right)
     angle: NDArray[np.float64]  # (n,): degrees, counter-clockwise as seen
+    coarse: NDArray[np.float64]  # (n,): side it is sampled at, as a fraction
+    blur: NDArray[np.float64]  # (n,): standard deviation in pixels
+    sharpen: NDArray[np.float64]  # (n,): factor
+    gamma: NDArray[np.float64]  # (n,): power
+    window: NDArray[np.float64]  # (n, 2): how far the black, the white point is moved
     contrast: NDArray[np.float64]  # (n,): factor
     noise: NDArray[np.float64]  # (n,): standard deviation
     cutout: NDArray[np.float64]  # (n,): side as a fraction of the image's shorter side
@@ -96,7 +104,8 @@ class Drawn:
     @property
     def moved(self) -> NDArray[np.bool_]:
         """(n,): which images are resampled at all."""
-        return self.flip.any(axis=1) | (self.zoom != 1) | (self.shift != 0).any(axis=1) | (self.angle != 0)
+        magnified = (self.zoom != 1) | (self.stretch != 1)
+        return self.flip.any(axis=1) | magnified | (self.shift != 0).any(axis=1) | (self.angle != 0)
 
 
 def draw(settings: Augmentations, numbers: NDArray[np.float64]) -> Drawn:
@@ -109,6 +118,12 @@ def draw(settings: Augmentations, numbers: NDArray[np.float64]) -> Drawn:
         zoom=1.0 + settings.zoom * spread[:, ZOOM],
         shift=settings.shift * spread[:, [SHIFT_ROWS, SHIFT_COLUMNS]],
         angle=settings.rotate * spread[:, ANGLE],
+        stretch=1.0 + settings.stretch * spread[:, STRETCH],
+        coarse=1.0 - settings.coarse * numbers[:, COARSE],
+        blur=settings.blur * numbers[:, BLUR],
+        sharpen=settings.sharpen * numbers[:, SHARPEN],
+        gamma=np.exp(settings.gamma * spread[:, GAMMA]),
+        window=settings.window * spread[:, [BLACK, WHITE]],
         contrast=1.0 + settings.contrast * spread[:, CONTRAST],
         noise=settings.noise * numbers[:, NOISE],
         cutout=settings.cutout * numbers[:, CUTOUT],
@@ -135,7 +150,8 @@ def centred_affines(drawn: Drawn, shape: tuple[int, int]) -> NDArray[np.float64]
     turned_back = np.stack([np.stack([cosine, sine], axis=-1), np.stack([-sine, cosine], axis=-1)], axis=-2)
     mirror = np.where(drawn.flip, -1.0, 1.0)
     affines = np.tile(np.eye(3), (len(drawn), 1, 1))
-    affines[:, :2, :2] = mirror[:, :, None] * turned_back / drawn.zoom[:, None, None]
+    magnified = np.stack([drawn.zoom * drawn.stretch, drawn.zoom / drawn.stretch], axis=-1)
+    affines[:, :2, :2] = (mirror / magnified)[:, :, None] * turned_back
     pixels = drawn.shift * np.asarray(shape, dtype=np.float64)
     affines[:, :2, 2] = -(affines[:, :2, :2] @ pixels[:, :, None])[:, :, 0]
     return affines
@@ -146,6 +162,11 @@ def cutout_bounds(drawn: Drawn, shape: tuple[int, int]) -> NDArray[np.int64]:
     sides = np.rint(drawn.cutout * min(shape)).astype(np.int64)[:, None]
     starts = np.floor(drawn.cutout_at * (np.asarray(shape) - sides + 1)).astype(np.int64)
     return np.stack([starts, starts + sides], axis=-1).reshape(-1, 4)
+
+
+def coarse_sides(drawn: Drawn, shape: tuple[int, int]) -> NDArray[np.int64]:
+    """(n, 2): rows and columns that each image of `shape` is sampled at, one at least."""
+    return np.maximum(1, np.rint(drawn.coarse[:, None] * shape)).astype(np.int64)
 
 
 def _center(shape: tuple[int, int]) -> NDArray[np.float64]:

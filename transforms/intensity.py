@@ -4,7 +4,7 @@ Order, as PS3.3 C.11 and C.7.6.3.1.2 have it: modality values → window or VOI 
 in Hounsfield units go by named windows, the same for every scanner, one a channel; other DICOM images by a VOI of their own
 header, or by percentiles where it has none; PNG, JPEG and colour images over the range of their type. Arrays are (rows,
 columns), or (rows, columns, 3) where colour was asked for; tensors (channels, rows, columns). Padding never counts and is
-black in the end. `transforms.voi` and `transforms.levels` are had from here too.
+black in the end. `transforms.voi`, `transforms.levels` and `transforms.scaling` are had from here too.
 """
 
 from __future__ import annotations
@@ -25,20 +25,17 @@ from transforms.carry import is_moved, numbers_of, with_values
 from transforms.levels import LEVELS as LEVELS
 from transforms.levels import from_levels as from_levels
 from transforms.levels import to_levels as to_levels
+from transforms.scaling import Z_RANGE as Z_RANGE
+from transforms.scaling import Scaled as Scaled
+from transforms.scaling import Scaling as Scaling
+from transforms.scaling import words_of_scaling
 from transforms.voi import WINDOWS as WINDOWS
 from transforms.voi import Voi, VoiFunction, apply_voi
 
 FloatImage = NDArray[np.float32]  # (rows, columns), or (rows, columns, 3)
-Scaling = Literal["none", "min_max", "percentile", "z_score"]
 
 FALLBACK_PERCENTILES = (0.5, 99.5)
 """Displayed range of an image that has no VOI of its own: leaves out collimator edges and burned-in markers."""
-
-Z_RANGE = 4.0
-"""Standard deviations on either side of the mean that 0-1 holds after `z_score`: beyond lies less than 1 in 10,000 of a normal
-distribution. So mean 0.5 and standard deviation 1 / (2 · Z_RANGE) give z back."""
-
-_NARROWEST = 1e-12  # of a range to scale by: a constant image becomes 0, and no quotient overflows float32
 
 
 class PixelUnit(StrEnum):
@@ -154,22 +151,12 @@ def describe_unit_range(
         f"percentiles {low:g} and {high:g}; MONOCHROME1 inverted last; padding black{alike}",
         PixelUnit.FRACTION: f"stored values over the range of their type; {colors}, alpha ignored{alike}",
     }
-    return {str(unit): words + _words_of_scaling(scaling, percentiles) for unit, words in described.items()}
+    return {str(unit): words + words_of_scaling(scaling, percentiles) for unit, words in described.items()}
 
 
 def _words_of(window: Voi) -> str:
     low, high = window.center - window.width / 2, window.center + window.width / 2
     return f"linear from {low:g} to {high:g} HU (PS3.3 C.11.2.1.2)"
-
-
-def _words_of_scaling(scaling: Scaling, percentiles: tuple[float, float]) -> str:
-    how = {
-        "none": "",
-        "min_max": "from the image's own minimum to its maximum",
-        "percentile": f"from the image's own percentile {percentiles[0]:g} to {percentiles[1]:g}, clipped",
-        "z_score": f"to the image's own mean at 0.5, within {Z_RANGE:g} standard deviations on either side",
-    }[scaling]
-    return f"; then scaled {how}, over all channels, padding left out" if how else ""
 
 
 def to_metatensor(pixels: Pixels) -> MetaTensor:
@@ -235,60 +222,6 @@ def _pixels_of(image: Any) -> Pixels:
     return replace(pixels, values=values[0] if channels == 1 else np.moveaxis(values, 0, -1))
 
 
-class Scaled(MapTransform):
-    """Each image's values scaled by its own statistics over all channels; (channels, rows, columns) → the same in 0-1.
-
-    min_max: minimum to 0, maximum to 1 (the CT report's recipe); percentile: the same by two percentiles; a constant image becomes
-    0. z_score: clip(z, -Z_RANGE, Z_RANGE) / (2 · Z_RANGE) + 0.5. The meta's "padding" counts in no statistic and is 0 after.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        scaling: Scaling,
-        percentiles: tuple[float, float] = (1, 99),
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        if scaling not in ("none", "min_max", "percentile", "z_score"):
-            raise ValueError(f"scaling: expected none, min_max, percentile or z_score, found {scaling!r}")
-        if not 0 <= percentiles[0] < percentiles[1] <= 100:
-            raise ValueError(f"percentiles: expected two within 0-100, the lower first, found {tuple(percentiles)}")
-        self.scaling, self.percentiles = scaling, tuple(percentiles)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        if self.scaling == "none":
-            return result
-        for key in self.key_iterator(result):
-            image = result[key] if isinstance(result[key], torch.Tensor) else torch.as_tensor(result[key])
-            scaled = torch.from_numpy(self._scaled(numbers_of(image), _padding_of(image)))
-            result[key] = with_values(image, scaled.to(image.device))
-        return result
-
-    def _scaled(self, values: FloatImage, padding: NDArray[np.bool_] | None) -> FloatImage:
-        inside = values if padding is None else values[:, ~padding]
-        if inside.size == 0:
-            return np.zeros_like(values)
-        offset = 0.0
-        if self.scaling == "z_score":
-            origin, width, offset = inside.mean(dtype=np.float64), 2 * Z_RANGE * inside.std(dtype=np.float64), 0.5
-        else:
-            low, high = (inside.min(), inside.max()) if self.scaling == "min_max" else self._ends(inside)
-            origin, width = low, high - low
-        scaled = (values - np.float32(origin)) / np.float32(max(width, _NARROWEST))
-        if offset:
-            scaled += np.float32(offset)
-        np.clip(scaled, 0.0, 1.0, out=scaled)
-        if padding is not None:
-            scaled[:, padding] = 0.0
-        return scaled
-
-    def _ends(self, inside: FloatImage) -> tuple[float, float]:
-        low, high = np.percentile(inside, self.percentiles)
-        return float(low), float(high)
-
-
 class Standardized(MapTransform):
     """(x - mean) / std channel by channel; a gray image is repeated over the channels first."""
 
@@ -311,14 +244,3 @@ class Standardized(MapTransform):
             mean, std = self.mean.to(image.device), self.std.to(image.device)
             result[key] = (image.expand(channels, -1, -1) - mean) / std
         return result
-
-
-def _padding_of(image: Any) -> NDArray[np.bool_] | None:
-    padding = image.meta.get("padding") if isinstance(image, MetaTensor) else None
-    if padding is None:
-        return None
-    if padding.shape != image.shape[-2:] or is_moved(image):
-        raise ValueError(
-            "Scaled needs the image as it was read, where its padding is: it goes before what moves pixels"
-        )
-    return np.asarray(padding, dtype=bool)

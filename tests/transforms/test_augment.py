@@ -17,8 +17,23 @@ TOLERANCE = 1e-4
 """As for the batch."""
 AFFINE_TOLERANCE = 1e-9
 """Affines are float64 throughout."""
-MOVING = Augmentations(flip_horizontal=0.5, flip_vertical=0.5, zoom=0.3, shift=0.2, rotate=180)
-EVERYTHING = Augmentations(0.5, 0.5, 0.3, 0.2, 90.0, 0.4, 0.1, 0.5)
+MOVING = Augmentations(flip_horizontal=0.5, flip_vertical=0.5, zoom=0.3, stretch=0.1, shift=0.2, rotate=180)
+EVERYTHING = Augmentations(
+    flip_horizontal=0.5,
+    flip_vertical=0.5,
+    zoom=0.3,
+    stretch=0.2,
+    shift=0.2,
+    rotate=90.0,
+    contrast=0.4,
+    window=0.1,
+    gamma=0.3,
+    blur=1.5,
+    sharpen=1.0,
+    coarse=0.6,
+    noise=0.1,
+    cutout=0.5,
+)
 
 
 def _image(shape: tuple[int, ...], seed: int = 0) -> MetaTensor:

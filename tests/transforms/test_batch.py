@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,14 +23,33 @@ Below a side of 600 it is within the issue's tolerance even where neighbours are
 LANDMARK_TOLERANCE = 0.05
 """Pixels: the centroid of a sampled blob is exact only for one that is smooth and wholly inside."""
 
-MOVING = Augmentations(flip_horizontal=0.5, flip_vertical=0.5, zoom=0.5, shift=0.4, rotate=180)
-EVERYTHING = Augmentations(0.5, 0.5, 0.3, 0.2, 90.0, 0.4, 0.1, 0.5)
+MOVING = Augmentations(flip_horizontal=0.5, flip_vertical=0.5, zoom=0.5, stretch=0.3, shift=0.4, rotate=180)
+EVERYTHING = Augmentations(
+    flip_horizontal=0.5,
+    flip_vertical=0.5,
+    zoom=0.3,
+    stretch=0.2,
+    shift=0.2,
+    rotate=90.0,
+    contrast=0.4,
+    window=0.1,
+    gamma=0.3,
+    blur=1.5,
+    sharpen=1.0,
+    coarse=0.6,
+    noise=0.1,
+    cutout=0.5,
+)
+
+MOVES = ("flip", "zoom", "stretch", "shift", "angle")
+"""Fields of `Drawn` that move pixels."""
 
 moving = st.builds(
     Augmentations,
     flip_horizontal=st.floats(0, 1),
     flip_vertical=st.floats(0, 1),
     zoom=st.floats(0, 0.7),
+    stretch=st.floats(0, 0.5),
     shift=st.floats(0, 0.9),
     rotate=st.floats(0, 180),
 )
@@ -71,9 +92,10 @@ def test_it_is_monais_own_steps_composed_into_one(shape):
     found = augment_batch(images, drawn, noise_seed=0)
     for number, (image, result) in enumerate(zip(images, found, strict=True)):
         pixels = drawn.shift[number] * shape[2:]
+        height = drawn.stretch[number] ** np.array([1, -1])  # and the inverse of it is the width's
         steps = [
             *(Flip(spatial_axis=axis) for axis in (0, 1) if drawn.flip[number, axis]),
-            Affine(scale_params=[float(1 / drawn.zoom[number])] * 2, image_only=True),
+            Affine(scale_params=(1 / (drawn.zoom[number] * height)).tolist(), image_only=True),
             Rotate(-np.deg2rad(drawn.angle[number]), keep_size=True, dtype=np.float64),
             Affine(translate_params=(-pixels).tolist(), image_only=True),
         ]
@@ -93,7 +115,8 @@ def test_large_images_lose_no_more_than_float32_must(side):
 
 
 @pytest.mark.parametrize(
-    "alone", [{"flip_horizontal": 1.0}, {"flip_vertical": 1.0}, {"zoom": 0.3}, {"shift": 0.3}, {"rotate": 30}]
+    "alone",
+    [{"flip_horizontal": 1.0}, {"flip_vertical": 1.0}, {"zoom": 0.3}, {"stretch": 0.3}, {"shift": 0.3}, {"rotate": 30}],
 )
 def test_each_way_of_moving_moves_alone(alone):
     images, drawn = _images((2, 1, 40, 60)), _drawn(Augmentations(**alone), 2)
@@ -117,7 +140,7 @@ def test_a_landmark_lands_where_the_affine_says(options, sides, where, seed):
     rows, columns = np.indices(sides)
     blob = np.exp(-((rows - place[0]) ** 2 + (columns - place[1]) ** 2) / (2 * 2.5**2))
     landed = np.linalg.solve(composed_affines(drawn, sides)[0], (*place, 1.0))[:2]
-    reach = 4 * 2.5 * drawn.zoom[0]
+    reach = 4 * 2.5 * drawn.zoom[0] * max(drawn.stretch[0], 1 / drawn.stretch[0])
     assume(((landed > reach) & (landed < np.array(sides) - 1 - reach)).all())
     result = augment_batch(torch.from_numpy(blob)[None, None], drawn, noise_seed=0)[0, 0].double().numpy()
     centroid = np.array([(rows * result).sum(), (columns * result).sum()]) / result.sum()
@@ -134,9 +157,10 @@ def test_what_does_not_move_is_left_to_the_last_bit():
     nothing = augment_batch(images, _drawn(Augmentations(), 40), noise_seed=0)
     assert torch.equal(nothing, images)
     assert nothing.data_ptr() != images.data_ptr()
-    half = vars(_drawn(EVERYTHING, 40)) | {name: vars(drawn)[name] for name in ("flip", "zoom", "shift", "angle")}
-    for name, neutral in (("contrast", 1.0), ("noise", 0.0), ("cutout", 0.0)):
-        half[name] = np.where(drawn.moved, half[name], neutral)
+    half = vars(_drawn(EVERYTHING, 40)) | {name: vars(drawn)[name] for name in MOVES}
+    for name in set(half) - {*MOVES, "cutout_at"}:
+        neutral = vars(_drawn(Augmentations(), 40))[name]
+        half[name] = np.where(drawn.moved.reshape(-1, *[1] * (neutral.ndim - 1)), half[name], neutral)
     adjusted = augment_batch(images, Drawn(**half), noise_seed=0)
     assert torch.equal(adjusted[~drawn.moved], images[~drawn.moved])
     assert (adjusted[drawn.moved] != found[drawn.moved]).any()
@@ -144,7 +168,7 @@ def test_what_does_not_move_is_left_to_the_last_bit():
 
 def test_each_image_gets_its_own_row_whatever_the_batch():
     images, numbers = _images((9, 1, 40, 40)), uniforms(0, 0, np.arange(9))
-    options = Augmentations(0.5, 0.5, 0.3, 0.2, 90.0, 0.4, 0.0, 0.5)
+    options = replace(EVERYTHING, noise=0.0)
     together = augment_batch(images, draw(options, numbers), noise_seed=0)
     alone = [augment_batch(images[i : i + 1], draw(options, numbers[i : i + 1]), noise_seed=0) for i in range(9)]
     np.testing.assert_allclose(together, torch.cat(alone), atol=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from transforms.drawing import (
     Augmentations,
     Drawn,
     centred_affines,
+    coarse_sides,
     composed_affines,
     cutout_bounds,
     draw,
@@ -23,7 +26,22 @@ from transforms.drawing import (
 MANY = 20_000
 SIGMAS = 5.0
 """A statistic of honest uniforms is beyond so many of its standard errors once in 1.7 million; seeds here are fixed, so never again."""
-EVERYTHING = Augmentations(0.5, 0.5, 0.3, 0.2, 90.0, 0.4, 0.1, 0.5)
+EVERYTHING = Augmentations(
+    flip_horizontal=0.5,
+    flip_vertical=0.5,
+    zoom=0.3,
+    stretch=0.2,
+    shift=0.2,
+    rotate=90.0,
+    contrast=0.4,
+    window=0.1,
+    gamma=0.3,
+    blur=1.5,
+    sharpen=1.0,
+    coarse=0.6,
+    noise=0.1,
+    cutout=0.5,
+)
 
 numbers_64 = st.integers(0, 2**63 - 1)
 
@@ -119,6 +137,13 @@ def test_each_parameter_fills_its_range():
         (drawn.shift[:, 0], -0.2, 0.2),
         (drawn.shift[:, 1], -0.2, 0.2),
         (drawn.angle, -90, 90),
+        (drawn.stretch, 0.8, 1.2),
+        (drawn.coarse, 0.4, 1.0),
+        (drawn.blur, 0, 1.5),
+        (drawn.sharpen, 0, 1.0),
+        (np.log(drawn.gamma), -0.3, 0.3),
+        (drawn.window[:, 0], -0.1, 0.1),
+        (drawn.window[:, 1], -0.1, 0.1),
         (drawn.contrast, 0.6, 1.4),
         (drawn.noise, 0, 0.1),
         (drawn.cutout, 0, 0.5),
@@ -135,17 +160,35 @@ def test_flips_come_with_their_own_probability():
     assert draw(Augmentations(flip_horizontal=1.0), numbers).flip[:, 1].all()
 
 
-def test_an_option_leaves_the_draws_of_the_others():
+@pytest.mark.parametrize("field", [field.name for field in fields(Augmentations)])
+def test_an_option_leaves_the_draws_of_the_others(field):
+    """Alone, each draws what it draws among all of them."""
     numbers = uniforms(0, 0, np.arange(10))
-    np.testing.assert_array_equal(draw(EVERYTHING, numbers).zoom, draw(Augmentations(zoom=0.3), numbers).zoom)
+    alone = draw(Augmentations(**{field: getattr(EVERYTHING, field)}), numbers)
+    neutral, together = draw(Augmentations(), numbers), draw(EVERYTHING, numbers)
+    changed = [name for name in vars(alone) if not np.array_equal(vars(alone)[name], vars(neutral)[name])]
+    assert len(changed) == 1
+    for name in changed:
+        columns = slice(None)
+        if name == "flip":
+            columns = int(field == "flip_horizontal")
+        np.testing.assert_array_equal(vars(alone)[name].T[columns], vars(together)[name].T[columns])
+
+
+def test_a_coarse_image_has_one_place_at_least():
+    drawn = draw(Augmentations(coarse=0.99), uniforms(0, 0, np.arange(MANY)))
+    assert coarse_sides(drawn, (3, 200)).min(axis=0).tolist() == [1, 2]
 
 
 def test_nothing_asked_for_is_exactly_nothing():
     drawn = draw(Augmentations(), uniforms(0, 0, np.arange(100)))
     assert not drawn.moved.any()
     np.testing.assert_array_equal(composed_affines(drawn, (7, 10)), np.broadcast_to(np.eye(3), (100, 3, 3)))
-    assert (drawn.contrast == 1).all()
-    assert (drawn.noise == 0).all()
+    for factor in (drawn.coarse, drawn.gamma, drawn.contrast):
+        assert (factor == 1).all()
+    for amount in (drawn.blur, drawn.sharpen, drawn.window, drawn.noise):
+        assert (amount == 0).all()
+    assert (coarse_sides(drawn, (7, 10)) == (7, 10)).all()
     assert (cutout_bounds(drawn, (7, 10))[:, [1, 3]] == cutout_bounds(drawn, (7, 10))[:, [0, 2]]).all()
 
 
@@ -164,6 +207,8 @@ CENTER = np.array([5.0, 10.0])
         (_one(flip=(False, True)), (2, 3), (2, 17)),  # left becomes right
         (_one(flip=(True, False)), (2, 3), (8, 3)),  # up becomes down
         (_one(zoom=2.0), (5, 12), (5, 14)),  # twice as far from the centre
+        (_one(stretch=2.0), (6, 12), (7, 11)),  # twice as high, half as wide
+        (_one(stretch=2.0, angle=90.0), (5, 12), (4, 10)),  # stretched first, then turned
         (_one(shift=(1 / 11, 0.0)), (5, 10), (6, 10)),  # down by one of 11 rows
         (_one(shift=(0.0, 2 / 21)), (5, 10), (5, 12)),  # right by two of 21 columns
         (_one(angle=90.0), (5, 13), (2, 10)),  # from right of the centre to above it: counter-clockwise

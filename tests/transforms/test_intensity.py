@@ -310,7 +310,7 @@ def test_scaled_values_are_in_range_and_padding_counts_for_nothing(values, paddi
 
 
 def test_scaling_refuses_what_it_does_not_know():
-    with pytest.raises(ValueError, match="expected none, min_max, percentile or z_score"):
+    with pytest.raises(ValueError, match="expected one of none, min_max, percentile, z_score, tissue"):
         Scaled("image", "minmax")
     with pytest.raises(ValueError, match="the lower first"):
         Scaled("image", "percentile", (99, 1))

@@ -1,0 +1,53 @@
+"""A model's scope: of which kind the images were that it was trained on, and why another image is not of it."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pipeline.columns import text
+
+PICTURE_FORMATS = ("png", "jpeg", "tiff")
+RASTER_FORMATS = (*PICTURE_FORMATS, "nifti")
+"""Formats without a DICOM header: rules and scope have nothing to ask, and results become overlays."""
+SCOPE_COLUMNS = ("modality", "body_part_examined", "view_position")
+
+
+def scope_of(images: pd.DataFrame) -> dict[str, list[str]]:
+    """What a model trained on `images` has seen: file formats, and the values of the columns that headers (or the manifest's facts)
+    tell; '' among them where some were not known.
+    """
+    seen = {column: sorted(text(images[column]).unique().tolist()) for column in ("format", *SCOPE_COLUMNS)}
+    return {column: values for column, values in seen.items() if values != [""]}
+
+
+def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]]) -> pd.Series:
+    """For each image why it is not of the kind that the model was trained on, or ''.
+
+    A PNG, JPEG or TIFF has no header to ask: it is in scope if such files were trained on. A NIfTI is if NIfTI was, and its modality,
+    which decides what its values count, is one that the training saw. A DICOM image is if DICOM was, it has for each column that the
+    training knew one of the values that it saw, and it breaks none of the training's rules (column `rule`).
+    """
+    formats = scope.get("format", [])
+    found = text(images["format"])
+    picture, volume = found.isin(PICTURE_FORMATS), found.eq("nifti")
+    dicom = ~picture & ~volume
+    only = f"trained on {', '.join(formats)} only"
+    reason = pd.Series("", index=images.index, dtype=object)
+    if not set(formats) & set(PICTURE_FORMATS):
+        reason.loc[picture] = f"out of scope: a PNG, JPEG or TIFF, {only}"
+    if "nifti" not in formats:
+        reason.loc[volume] = f"out of scope: a NIfTI, {only}"
+    if "dicom" not in formats:
+        reason.loc[dicom] = f"out of scope: a DICOM image, {only}"
+    for column in [name for name in SCOPE_COLUMNS if name in scope]:
+        value = text(images[column])
+        asked = dicom | volume if column == "modality" else dicom
+        outside = asked & ~value.isin(scope[column]) & (reason == "")
+        trained = ", ".join(value or "not known" for value in scope[column])
+        reason.loc[outside] = (
+            f"out of scope: {column} is " + value[outside].replace("", "not known") + f", trained on {trained}"
+        )
+    rule = text(images["rule"])
+    broken = dicom & (rule != "") & (reason == "")
+    reason.loc[broken] = "out of scope: the training left such images out (" + rule[broken] + ")"
+    return reason
