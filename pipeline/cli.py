@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="train, validation or test (the default)")
     evaluate.add_argument("--data", metavar="MANIFEST", help="evaluate on all of another dataset")
     evaluate.add_argument(
-        "--stress", action="store_true", help="again under other windows, borders, crops, scales, noise, ...: what the model leans on"
+        "--stress",
+        action="store_true",
+        help="again under other windows, borders, crops, scales, noise, ...: what the model leans on",
     )
     _add_root(evaluate)
 
@@ -102,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         help="two runs, or several pairs (A1 B1 A2 B2 ...), whose cases are pooled; figures are the second's minus the first's",
     )
     compare.add_argument(
-        "--split", default="", help="train, validation, test or cross_validation; where not given: test, or for folds cross_validation"
+        "--split",
+        default="",
+        help="train, validation, test or cross_validation; where not given: test, or for folds cross_validation",
     )
     compare.add_argument("--out", type=Path, metavar="DIR", help="for compare.json")
 

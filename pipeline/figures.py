@@ -187,7 +187,9 @@ def class_histogram(path: Path, split: pd.DataFrame, *, note: str = "") -> None:
         axes.grid(False, axis="x")
         axes.margins(y=0.12)
         axes.set_xlim(-0.75, max(1, len(order)) - 0.25)
-        size = counts.sum(axis=1)
+        size = split.groupby(split["split"].astype(str))[
+            "case_id"
+        ].nunique()  # of several findings a case has many rows
         rows = [f"{one}\n{_count(size[one], 'case')}\n{_count(patients[one], 'patient')}" for one in order]
         axes.set_xticks(range(len(order)), rows)
         axes.tick_params(axis="x", length=0)

@@ -128,7 +128,9 @@ def first_network(config: Config, manifest: Manifest) -> tuple[Network, WeightsO
     """The network as the training begins with it; WeightsError where its weights are not there, or do not fit."""
     torch.manual_seed(config.seed)
     settings = config.preprocessing
-    own = InputStatistics(*input_statistics(settings, config.network.channels)) if settings.scaling != "z_score" else None
+    own = (
+        InputStatistics(*input_statistics(settings, config.network.channels)) if settings.scaling != "z_score" else None
+    )
     return build_classifier(config.network, len(manifest.classes), settings.size, own)
 
 

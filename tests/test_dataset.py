@@ -169,5 +169,5 @@ def test_a_stress_is_put_on_what_was_read(tmp_path: Path):
 
 
 def test_a_stress_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="expected one of .*frame_white.*, found 'frame'"):
+    with pytest.raises(ValueError, match=r"expected one of .*frame_white.*, found 'frame'"):
         Preparer(Preprocessing(), stress="frame")

@@ -34,6 +34,9 @@ PAPER = 673
 """Pixels between the margins of an A4 page at 96 dots an inch."""
 GRAY, COLOURED = 1, 50
 """Largest difference between a pixel's channels, of 255: of a gray JPEG at most its rounding, of the heatmap's magenta far more."""
+PAINTED = """Promise.all([...document.images].map(one => one.decode().catch(() => null)))
+  .then(() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true)))))"""
+"""All pictures decoded and two frames drawn: before, a screenshot shows what was there before the page was scrolled."""
 COMPLAINTS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 
 pytestmark = [pytest.mark.chromium, pytest.mark.skipif(not BROWSER, reason="no Chromium")]
@@ -93,7 +96,10 @@ class Browser:
             self.events.append(self._next())
 
     def value(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """Of an expression; of a promise, what it comes to."""
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)[
+            "result"
+        ].get("value")
 
     def press(self, key: str, code: int) -> None:
         for kind in ("rawKeyDown", "keyUp"):
@@ -103,6 +109,8 @@ class Browser:
         """(rows, columns, 3) of an element as it is on the screen."""
         find = f"const e = document.querySelector('{element}'); e.scrollIntoView({{block: 'center'}})"
         box = f"(() => {{ {find}; return e.getBoundingClientRect().toJSON(); }})()"
+        self.value(f"(() => {{ {find}; }})()")
+        self.value(PAINTED)
         found = self.value(box)
         clip = {name: found[name] for name in ("width", "height")} | {"scale": 1}
         clip |= {"x": found["x"] + self.value("scrollX"), "y": found["y"] + self.value("scrollY")}

@@ -6,7 +6,8 @@
     back:     points and feature-map cells → source pixels (`transforms.spatial`)
 
 The way to 0-1 comes before resizing, so that interpolation never mixes values beyond the window; scaling too, so that padding
-and size do not change an image's statistics; cropping before both, so that what is cut off does not. Standardising comes after augmentation, so that what a shift brings in is black.
+and size do not change an image's statistics; cropping before both, so that what is cut off does not. Standardising comes after
+augmentation, so that what a shift brings in is black.
 """
 
 from __future__ import annotations
