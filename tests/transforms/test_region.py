@@ -176,6 +176,52 @@ def test_trachea_and_bowel_gas_are_no_lungs():
         assert _off(box, outline) < EDGE
 
 
+def test_a_margin_blended_into_the_picture_by_resampling_is_no_wall():
+    """Else it would stand around the air beside the body."""
+    picture = _shown(_slice(1))
+    _, expected = find_region(picture, "lungs")
+    for factor in (0.7, 1.3):
+        shot = resized(framed(Pixels(picture, PixelUnit.FRACTION), 1.0, (0.03,) * 4), factor)
+        found, box = find_region(shot.values, "lungs")
+        assert found == "lungs"
+        assert _off(tuple(np.array(box) / factor - round(0.03 * SIZE)), expected) < EDGE_UNDER_STRESS
+
+
+def test_air_in_a_scanners_circle_is_not_the_body():
+    """Around the circle is black, so that air is the brighter of two."""
+    picture = _shown(_slice())
+    _, expected = find_region(picture, "body")
+    rows, columns = np.ogrid[:SIZE, :SIZE]
+    picture = np.where((rows - 96) ** 2 + (columns - 96) ** 2 < 96**2, picture, np.float32(0))
+    found, box = find_region(picture, "body")
+    assert found == "body"
+    assert _off(box, expected) < EDGE_UNDER_STRESS
+
+
+def test_the_gray_sides_of_a_radiograph_belong_to_the_body():
+    """Darker than the threshold between lungs and mediastinum, and ever darker outward: by that threshold an eighth would go."""
+    rows, columns = np.ogrid[:200, :200]
+    film = np.full((200, 200), 0.9, np.float32)
+    for side in (65, 135):
+        film[((rows - 100) / 60) ** 2 + ((columns - side) / 25) ** 2 < 1] = 0.3
+    edge = np.linspace(0.15, 0.6, 25, dtype=np.float32)
+    film[:, :25], film[:, -25:] = edge, edge[::-1]
+    film *= np.linspace(0.85, 1.0, 200, dtype=np.float32)[:, None]  # no line is of one colour
+    found, box = find_region(film, "body")
+    assert found == "body"
+    assert _off(box, Box(0, 200, 0, 200)) < 0.1
+    assert find_region(film, "lungs")[0] == "lungs"
+
+
+def test_twelve_bits_in_sixteen_with_a_white_letter():
+    picture = _shown(_slice()) * np.float32(1 / 16)
+    expected = find_region(picture, "lungs")
+    picture[4:10, 4:10] = 1.0
+    found, box = find_region(picture, "lungs")
+    assert found == "lungs"
+    assert _off(box, expected[1]) < EDGE_UNDER_STRESS
+
+
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.1, 0.15])
 def test_lungs_that_the_picture_cuts(share):
     """Cropped to the lungs' own box and further: their walls are gone, and they touch all edges."""
@@ -195,7 +241,7 @@ def test_without_a_body_it_is_the_whole_image():
     for value in (0.0, 0.5, 1.0):
         assert find_region(np.full((40, 50), value, np.float32), "lungs") == ("image", Box(0, 40, 0, 50))
     speck = np.zeros((100, 100), np.float32)
-    speck[50:53, 50:53] = 1.0
+    speck[50:60, 50:60] = 1.0
     assert find_region(speck, "body")[0] == "image"
 
 
