@@ -81,8 +81,8 @@ class Preprocessing(Settings):
     """fit: keep the anatomy's proportions and pad with black; stretch: both sides to size; crop: shorter side to size, then the centre."""
     scaling: Literal["none", "min_max", "percentile", "z_score", "tissue"] = "none"
     """After the window, by each image's own values, padding left out: min_max: minimum to 0 and maximum to 1; percentile: the same
-    by two percentiles; z_score: mean 0 and standard deviation 1 for the network, within 4 standard deviations; tissue: air-filled lung to 0.25 and
-    soft tissue to 0.75, each found in the image, so that the window it was saved with hardly counts."""
+    by two percentiles; z_score: mean 0 and standard deviation 1 for the network, within 4 standard deviations; tissue: air-filled lung
+    to 0.25 and soft tissue to 0.75, each found in the image, so that the window it was saved with hardly counts."""
     percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = (1.0, 99.0)
     """Lower and upper one, for scaling: percentile."""
     enhancement: Enhancement = Enhancement()
