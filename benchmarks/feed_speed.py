@@ -31,11 +31,11 @@ import numpy as np
 import torch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Resized, ScaleIntensityRanged
 
-from pipeline.cache import PreparedImages, prepared_images
-from pipeline.cache_folder import CACHE_VARIABLE
 from pipeline.config import Network, Preprocessing, Training
-from pipeline.dataset import ImageFile, Preparer
-from pipeline.feed import BatchSampler, LabelledImages
+from pipeline.prepared.cache import PreparedImages, prepared_images
+from pipeline.prepared.cache_folder import CACHE_VARIABLE
+from pipeline.prepared.dataset import ImageFile, Preparer
+from pipeline.training.feed import BatchSampler, LabelledImages
 from transforms.augment import Augmentations
 from transforms.intensity import from_levels
 
@@ -191,8 +191,8 @@ def training(folder: Path, count: int, architecture: str, batch: int) -> None:
     """One epoch to warm up, two that count."""
     # Not above: workers import what the main script does.
     from pipeline.dicom.phantom_objects import ct_slice, save
-    from pipeline.fit import Fit, fit
-    from pipeline.model import Classifier
+    from pipeline.networks.model import Classifier
+    from pipeline.training.fit import Fit, fit
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files = stream(folder / "files", save(ct_slice(512), folder / "slice.dcm"), count)

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import frozen
 from pipeline.config import Network, Training
-from pipeline.feed import LabelledImages
-from pipeline.fit import Fit, fit
-from pipeline.frozen import frozen_features
-from pipeline.model import Classifier
+from pipeline.networks.model import Classifier
+from pipeline.training import frozen
+from pipeline.training.feed import LabelledImages
+from pipeline.training.fit import Fit, fit
+from pipeline.training.frozen import frozen_features
 
 EPOCHS_THROUGH, EPOCHS_KEPT = 3, 12
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

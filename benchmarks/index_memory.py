@@ -22,8 +22,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.columns import BATCH_SCHEMA
-from pipeline.known import KnownRows, part_names, parts_in, write_part
-from pipeline.listing import Entry, Listed, as_table
+from pipeline.indexing.known import KnownRows, part_names, parts_in, write_part
+from pipeline.indexing.listing import Entry, Listed, as_table
 
 ROWS_A_PART, IMAGES_A_SERIES, SERIES_A_PATIENT = 50_000, 200, 2
 ALLOWED_BYTES = 10**9
@@ -99,7 +99,7 @@ def use(folder: Path, rows: int) -> int:
     numbers = known.find("export", listing)
     known.forget_keys()
     tell("listed and matched with the parts")
-    from pipeline.tables import write_tables
+    from pipeline.indexing.tables import write_tables
 
     with WorkerPool(0, timeout_s=60) as pool:
         write_tables([source], [numbers], known, folder / "index", pool, metadata={"state": "", "version": ""})
@@ -111,12 +111,12 @@ def use(folder: Path, rows: int) -> int:
 
 
 def dataset(folder: Path) -> None:
-    from pipeline.cases import columns_needed
+    from pipeline.cohort.cases import columns_needed
+    from pipeline.cohort.labels import labelled_cases
+    from pipeline.cohort.split import split_cases
     from pipeline.identity import IdentityKey
-    from pipeline.index import read_index
-    from pipeline.labels import labelled_cases
-    from pipeline.sources import open_manifest
-    from pipeline.split import split_cases
+    from pipeline.indexing.index import read_index
+    from pipeline.indexing.sources import open_manifest
 
     (folder / "export").mkdir()
     path = folder / "manifest.yaml"

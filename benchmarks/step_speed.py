@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.config import Network, Training
-from pipeline.feed import LabelledImages
+from pipeline.training.feed import LabelledImages
 from transforms.augment import Augmentations
 from transforms.intensity import to_levels
 
@@ -91,7 +91,7 @@ def main() -> int:
 
 def new_network(architecture: str, device: torch.device) -> nn.Module:
     # Not above: the tutorial's workers import what the main script does.
-    from pipeline.model import Classifier
+    from pipeline.networks.model import Classifier
 
     return Classifier(Network(architecture=architecture), 2).to(device).to(memory_format=torch.channels_last)
 
@@ -121,7 +121,7 @@ def radloop(
     network: nn.Module, data: LabelledImages, batch: int, device: torch.device, folder: Path, compiled: bool
 ) -> float:
     """Images a second of the second epoch, as the history has it."""
-    from pipeline.fit import fit
+    from pipeline.training.fit import fit
 
     options = Training(
         epochs=2, batch_size=batch, early_stopping=None, plateau=None, class_weights="none", compile=compiled

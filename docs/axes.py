@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from pipeline.dicom.phantom import make_export
 from pipeline.dicom.pixels import read_pixels
-from pipeline.explain import evidence_in_source
-from pipeline.model import RESNET_GEOMETRY
+from pipeline.networks.model import RESNET_GEOMETRY
+from pipeline.prediction.explain import evidence_in_source
 from transforms.chains import prepare_chain
 from transforms.intensity import WINDOWS, Pixels, to_metatensor, to_unit_range
 from transforms.spatial import index_affine, to_input

@@ -17,7 +17,7 @@ import pandas as pd
 
 import pipeline
 from pipeline import RESEARCH_ONLY
-from pipeline.breakdowns import (
+from pipeline.auditing.breakdowns import (
     breakdowns,
     class_counts,
     flow,
@@ -26,25 +26,25 @@ from pipeline.breakdowns import (
     split_counts,
     without_finding,
 )  # fmt: skip
-from pipeline.cases import Cases
+from pipeline.auditing.features import case_facts, words
+from pipeline.auditing.shortcut_scores import WARN_OVER
+from pipeline.auditing.shortcuts import QUICK, THOROUGH, Effort, audit_shortcuts
+from pipeline.cohort.cases import Cases
+from pipeline.cohort.dataset_split import dataset_split
+from pipeline.cohort.labels import check_labels, labelled_cases
+from pipeline.cohort.split import SPLIT_COLUMNS
 from pipeline.columns import text
 from pipeline.config import digest
-from pipeline.dataset_split import dataset_split
 from pipeline.errors import ConfigError, RunError
-from pipeline.features import case_facts, words
 from pipeline.files import write_whole
 from pipeline.identity import IdentityKey
-from pipeline.index import Index
+from pipeline.indexing.index import Index
+from pipeline.indexing.sources import OpenedSource, open_dataset
 from pipeline.label_arrays import presence
-from pipeline.labels import check_labels, labelled_cases
 from pipeline.manifest import Manifest
-from pipeline.metrics import FEW_PATIENTS
-from pipeline.report import audit_page
+from pipeline.metrics.metrics import FEW_PATIENTS
+from pipeline.pages.report import audit_page
 from pipeline.run import EXCLUSIONS_FILE, INDEX_FOLDER, write_table
-from pipeline.shortcut_scores import WARN_OVER
-from pipeline.shortcuts import QUICK, THOROUGH, Effort, audit_shortcuts
-from pipeline.sources import OpenedSource, open_dataset
-from pipeline.split import SPLIT_COLUMNS
 
 AUDIT_FILE = "audit.json"
 PAGE_FILE = "audit.html"

@@ -193,10 +193,10 @@ def _add_root(command: argparse.ArgumentParser) -> None:
 def _index(options: argparse.Namespace) -> int:
     from pipeline.work import start_server
 
-    start_server(("pipeline.header_jobs", "pipeline.entries"))  # while this process imports the rest
-    from pipeline.inventory import take_inventory
-    from pipeline.sources import open_source
-    from pipeline.summary import summary_text
+    start_server(("pipeline.indexing.header_jobs", "pipeline.indexing.entries"))  # while this process imports the rest
+    from pipeline.indexing.inventory import take_inventory
+    from pipeline.indexing.sources import open_source
+    from pipeline.indexing.summary import summary_text
 
     opened = open_source(options.source, options.root)
     opened.refuse_output(options.out)
@@ -221,8 +221,8 @@ def _train(options: argparse.Namespace) -> int:
     config = load_config(
         options.config, options.set
     )  # a wrong value is said before torch is imported, which takes seconds
-    from pipeline.distributed import MainEnded
     from pipeline.train import train
+    from pipeline.training.distributed import MainEnded
 
     try:
         facts = train(config, options.out, root=options.root, resume=options.resume)
@@ -276,7 +276,7 @@ def _volume(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from pipeline.cache_folder import cache_root, clear, cleared_lines, listing
+    from pipeline.prepared.cache_folder import cache_root, clear, cleared_lines, listing
 
     days = options.older_than
     if days is not None and not options.clear:

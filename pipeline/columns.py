@@ -110,7 +110,7 @@ COLUMNS: Mapping[str, str] = {
 }
 """The index's columns in their order. `color_mode`: of PNG, JPEG and TIFF, Pillow's word (L, RGB, RGBA, ...), alpha included.
 `collision`: '', duplicate or conflict; `sha256`: of files that share a SOPInstanceUID and their size. `listed`: whether the source's
-DICOMDIR lists the file. `stack`: of the file's series, from 0, missing where it is in none (pipeline.stacks)."""
+DICOMDIR lists the file. `stack`: of the file's series, from 0, missing where it is in none (pipeline.indexing.stacks)."""
 
 _ARROW = {TEXT: pa.string(), INTEGER: pa.int64(), REAL: pa.float64(), FLAG: pa.bool_()}
 SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in COLUMNS.items()])

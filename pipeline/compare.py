@@ -2,7 +2,7 @@
 
 In: two runs, or several pairs of them that each have other test cases (folds that were trained one by one), which are then pooled. Out: one
 record, `compare.json`. A case must be in both runs of a pair, with the same label. Intervals are of a bootstrap over patients that draws
-the same ones for both; AUROCs are besides tested by DeLong's test with patients as clusters (pipeline.delong).
+the same ones for both; AUROCs are besides tested by DeLong's test with patients as clusters (pipeline.metrics.delong).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 import pandas as pd
 
 from pipeline import RESEARCH_ONLY
+from pipeline.cohort.labels import NOT_PROVEN
+from pipeline.cohort.split import SPLIT_COLUMNS
 from pipeline.config import Config
-from pipeline.delong import auroc_difference_p
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import METRICS_FILE, PREDICTIONS_FILE, evaluate
+from pipeline.evaluation.out_of_fold import predictions_path, selection_warnings
+from pipeline.evaluation.scoring import scored
 from pipeline.files import write_whole
-from pipeline.labels import NOT_PROVEN
-from pipeline.measures import Scored
-from pipeline.metrics import FEW_PATIENTS, Paired, paired, percentile_interval, within
-from pipeline.out_of_fold import predictions_path, selection_warnings
-from pipeline.predict import STATUS_OK
+from pipeline.metrics.delong import auroc_difference_p
+from pipeline.metrics.measures import Scored
+from pipeline.metrics.metrics import FEW_PATIENTS, Paired, paired, percentile_interval, within
+from pipeline.prediction.predict import STATUS_OK
 from pipeline.run import EVALUATION_FOLDER, SPLIT_FILE, ModelFacts, read_config, read_model, read_table
-from pipeline.scoring import scored
-from pipeline.split import SPLIT_COLUMNS
 from pipeline.wording import counted
 
 COMPARE_FILE = "compare.json"

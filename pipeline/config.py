@@ -132,6 +132,8 @@ class Config(Settings):
             )
         if self.network.weights == "none" and (self.network.trainable != "all" or self.training.unfreeze_every):
             raise ValueError("network.weights none needs network.trainable all: frozen random features say nothing")
+        if self.training.unfreeze_every and self.network.trainable in ("head", 1):
+            raise ValueError("training.unfreeze_every needs stages to unfreeze: network.trainable is the head alone")
         if self.training.feature_copies and not self.features_are_kept:
             raise ValueError("training.feature_copies needs network.trainable head and network.pooling mean")
         return self

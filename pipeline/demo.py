@@ -15,23 +15,23 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from pipeline.cases import group_images
+from pipeline.cohort.cases import group_images
 from pipeline.config import Config, find_shipped, load_config
-from pipeline.dataset import image_files
 from pipeline.dicom.phantom import make_export
 from pipeline.errors import ConfigError
 from pipeline.evaluate import evaluate, summary_lines
-from pipeline.explain import cell_size, evidence_in_source
 from pipeline.files import write_whole
 from pipeline.identity import KEY_FILE
-from pipeline.index import read_index
+from pipeline.indexing.index import read_index
+from pipeline.indexing.inventory import take_inventory
+from pipeline.indexing.sources import open_source
+from pipeline.indexing.summary import summary_text
 from pipeline.infer import infer
-from pipeline.inventory import take_inventory
-from pipeline.predict import load_model, predict_files
+from pipeline.prediction.explain import cell_size, evidence_in_source
+from pipeline.prediction.predict import load_model, predict_files
+from pipeline.prepared.dataset import image_files
 from pipeline.progress import say
 from pipeline.run import EVALUATION_FOLDER, INDEX_FOLDER, MANIFEST_FILE, read_table
-from pipeline.sources import open_source
-from pipeline.summary import summary_text
 from pipeline.train import train
 
 DEMO_KEY = "phantoms have no identity to protect"

@@ -9,24 +9,31 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import RESEARCH_ONLY, figures
+from pipeline import RESEARCH_ONLY
 from pipeline.audit import AUDIT_FILE, quick_audit
-from pipeline.breakdowns import flow
-from pipeline.case_units import by_unit
+from pipeline.auditing.breakdowns import flow
+from pipeline.cohort.labels import NOT_PROVEN, UNKNOWN_PATIENT
+from pipeline.cohort.split import SPLIT_COLUMNS
 from pipeline.config import Config
-from pipeline.curves import Curves, curves
 from pipeline.errors import RunError
+from pipeline.evaluation.case_units import by_unit
+from pipeline.evaluation.out_of_fold import cross_validation
+from pipeline.evaluation.scoring import Predictions, predict_subject, scored
+from pipeline.evaluation.stress import stress_table, stress_test, stress_warnings
+from pipeline.evaluation.subject import Subject, other_data, own_split
 from pipeline.files import write_whole
-from pipeline.gallery import GalleryItem, gallery_items, tiles
-from pipeline.index import read_index
+from pipeline.indexing.index import read_index
 from pipeline.label_arrays import findings_of
-from pipeline.labels import NOT_PROVEN, UNKNOWN_PATIENT
-from pipeline.measures import Scored
-from pipeline.metrics import Evaluation, affordable, evaluate_scored, intervals, values_of
-from pipeline.out_of_fold import cross_validation
-from pipeline.predict import STATUS_OK, TrainedModel, load_model
+from pipeline.metrics.curves import Curves, curves
+from pipeline.metrics.measures import Scored
+from pipeline.metrics.metrics import Evaluation, affordable, evaluate_scored, intervals, values_of
+from pipeline.metrics.subgroups import group_values, subgroups, unusable_columns
+from pipeline.pages import figures
+from pipeline.pages.gallery import GalleryItem, gallery_items, tiles
+from pipeline.pages.report_content import Member, RunReport, read_audit
+from pipeline.pages.run_report import write_run_report
+from pipeline.prediction.predict import STATUS_OK, TrainedModel, load_model
 from pipeline.progress import say
-from pipeline.report_content import Member, RunReport, read_audit
 from pipeline.run import (
     ENVIRONMENT_FILE,
     HISTORY_FILE,
@@ -39,12 +46,6 @@ from pipeline.run import (
     read_table,
     write_table,
 )  # fmt: skip
-from pipeline.run_report import write_run_report
-from pipeline.scoring import Predictions, predict_subject, scored
-from pipeline.split import SPLIT_COLUMNS
-from pipeline.stress import stress_table, stress_test, stress_warnings
-from pipeline.subgroups import group_values, subgroups, unusable_columns
-from pipeline.subject import Subject, other_data, own_split
 from pipeline.wording import counted
 
 METRICS_FILE, CURVES_FILE, STRESS_FILE = "metrics.json", "curves.json", "stress.csv"

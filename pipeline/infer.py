@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.cases import Cases, group_images
-from pipeline.dataset import image_files
-from pipeline.deliver import Case, Delivery, case_content
+from pipeline.cohort.cases import Cases, group_images
 from pipeline.errors import ConfigError
-from pipeline.index import Index
+from pipeline.indexing.index import Index
+from pipeline.indexing.sources import open_source
 from pipeline.label_arrays import findings_of
-from pipeline.pooling import pool_cases, ranked_attention
-from pipeline.predict import ImageResult, TrainedModel, load_model, predict_files
-from pipeline.prediction_tables import STATUS_OK, case_table, image_table
+from pipeline.prediction.deliver import Case, Delivery, case_content
+from pipeline.prediction.pooling import pool_cases, ranked_attention
+from pipeline.prediction.predict import ImageResult, TrainedModel, load_model, predict_files
+from pipeline.prediction.prediction_tables import STATUS_OK, case_table, image_table
+from pipeline.prediction.scope import RASTER_FORMATS, scope_reason
+from pipeline.prepared.dataset import image_files
 from pipeline.progress import track
 from pipeline.run import ModelFacts, read_config, write_table
-from pipeline.scope import RASTER_FORMATS, scope_reason
-from pipeline.sources import open_source
 
 WRITABLE = ("sc",)
 STATUS_NO_OBJECT = "object_failed"

@@ -1,6 +1,6 @@
 """What a dataset is: a YAML that names its sources, its classes, how labels and patients are found, and the split rule.
 
-What is written there is checked as a whole before anything runs; pipeline.sources opens it. The keys of `rules` are in `rule_settings`.
+What is written there is checked as a whole before anything runs; indexing.sources opens it. The keys of `rules` are in `rule_settings`.
 """
 
 from __future__ import annotations

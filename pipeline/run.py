@@ -21,13 +21,13 @@ from safetensors.torch import save as serialize_tensors
 
 import pipeline
 from pipeline import RESEARCH_ONLY
-from pipeline.cache_key import code_version
 from pipeline.config import Config, Network, Preprocessing, Settings, digest, dump_yaml, parse_settings, read_yaml
 from pipeline.errors import ConfigError, RunError
 from pipeline.files import file_digest, write_whole
 from pipeline.identity import IdentityKey
 from pipeline.manifest import Manifest, Rules
-from pipeline.model import WEIGHTS_FILE
+from pipeline.networks.model import WEIGHTS_FILE
+from pipeline.prepared.cache_key import code_version
 
 CONFIG_FILE = "config.yaml"
 MANIFEST_FILE = "manifest.yaml"

@@ -1,6 +1,6 @@
 """Training: a configuration and its dataset to a run folder with a model that evaluation and inference can use.
 
-Where several processes train together (`pipeline.distributed`), the first one indexes, divides, prepares and writes; the others wait.
+Where several processes train together (`training.distributed`), the first one indexes, divides, prepares and writes; the others wait.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from typing import Any
 import torch
 
 import pipeline
+from pipeline.cohort.split import SPLITS, noun_of
 from pipeline.config import Config, digest
-from pipeline.dataset import input_statistics, windows_of
-from pipeline.distributed import device, is_main, joined, main_first, on_main, wait
-from pipeline.ensemble import make_ensemble
 from pipeline.files import file_digest
-from pipeline.fit import Fit, fit
-from pipeline.frozen import frozen_features
-from pipeline.model import Classifier, WeightsOrigin
-from pipeline.predict import Network, load_model, pick_device, predict_prepared, trained_model
+from pipeline.networks.model import Classifier, WeightsOrigin
+from pipeline.prediction.predict import Network, load_model, pick_device, predict_prepared, trained_model
+from pipeline.prediction.scope import scope_of
+from pipeline.prepared.dataset import input_statistics, windows_of
 from pipeline.progress import say
 from pipeline.run import (
     EVALUATION_FOLDER,
@@ -32,10 +30,13 @@ from pipeline.run import (
     read_model,
     write_model,
 )  # fmt: skip
-from pipeline.scope import scope_of
-from pipeline.split import SPLITS, noun_of
-from pipeline.training_parts import Part, data_record, prepared_part, training_images, training_items, write_data_record
-from pipeline.training_task import (
+from pipeline.training.choices import Validated, chosen, together, validated
+from pipeline.training.distributed import device, is_main, joined, main_first, on_main, wait
+from pipeline.training.ensemble import make_ensemble
+from pipeline.training.fit import Fit, fit
+from pipeline.training.frozen import frozen_features
+from pipeline.training.parts import Part, data_record, prepared_part, training_images, training_items, write_data_record
+from pipeline.training.task import (
     Task,
     begin_fold,
     divided,
@@ -45,7 +46,6 @@ from pipeline.training_task import (
     write_dataset,
     write_exclusions,
 )
-from pipeline.validation_choices import Validated, chosen, together, validated
 from pipeline.wording import counted
 from transforms.intensity import describe_unit_range
 

@@ -37,11 +37,11 @@ from pipeline.dicom.series import (
 )
 from pipeline.errors import Rejected, RejectReason
 from pipeline.files import status_of, write_whole
-from pipeline.index import Index
+from pipeline.indexing.index import Index
+from pipeline.indexing.sources import open_source
 from pipeline.nifti import MAX_VOLUME_BYTES as MAX_COMPRESSED_BYTES
 from pipeline.progress import track
 from pipeline.run import write_table
-from pipeline.sources import open_source
 from pipeline.wording import counted
 from pipeline.work import WorkerPool, preload
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.cases import CASE_COLUMNS, EXCLUSION_COLUMNS, Cases
+from pipeline.cohort.cases import CASE_COLUMNS, EXCLUSION_COLUMNS, Cases
 from pipeline.columns import COLUMNS, REPEATING, TEXT
 from pipeline.identity import IdentityKey
-from pipeline.sources import OpenedSource, open_manifest
+from pipeline.indexing.sources import OpenedSource, open_manifest
 
 KEY = IdentityKey(b"k" * 32)
 

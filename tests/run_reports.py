@@ -10,15 +10,15 @@ import pandas as pd
 
 from pipeline import RESEARCH_ONLY
 from pipeline.config import Config, parse_settings
-from pipeline.curves import curves
-from pipeline.gallery import ERRORS, OUTCOMES, GalleryItem, heatmap_layer
 from pipeline.label_arrays import label_texts
 from pipeline.manifest import Manifest
-from pipeline.measures import Scored, score
-from pipeline.metrics import evaluate_scored
+from pipeline.metrics.curves import curves
+from pipeline.metrics.measures import Scored, score
+from pipeline.metrics.metrics import evaluate_scored
+from pipeline.metrics.subgroups import subgroups
+from pipeline.pages.gallery import ERRORS, OUTCOMES, GalleryItem, heatmap_layer
+from pipeline.pages.run_report import Member, RunReport
 from pipeline.run import ModelFacts
-from pipeline.run_report import Member, RunReport
-from pipeline.subgroups import subgroups
 
 TWO = ("normal", "opacity")
 SHA = "0123456789abcdef" * 4

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.columns import COLUMNS, REPEATING, SCHEMA
-from pipeline.index import DTYPES, Index
+from pipeline.indexing.index import DTYPES, Index
 
 DEFAULTS: Mapping[str, Any] = {
     "source": "export", "format": "dicom", "bytes": 100, "mtime_ns": 1, "frames": 1, "rows": 64, "columns": 64,

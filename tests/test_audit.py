@@ -16,16 +16,16 @@ from PIL import Image
 
 from pipeline import audit as audits
 from pipeline.audit import audit, quick_audit, summary_lines
-from pipeline.breakdowns import BREAKDOWNS, breakdowns, missing_values, split_counts
-from pipeline.cases import group_images
+from pipeline.auditing.breakdowns import BREAKDOWNS, breakdowns, missing_values, split_counts
+from pipeline.auditing.shortcuts import Effort
 from pipeline.cli import main
+from pipeline.cohort.cases import group_images
+from pipeline.cohort.labels import labelled_cases
+from pipeline.cohort.split import split_cases
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.identity import IdentityKey
-from pipeline.labels import labelled_cases
+from pipeline.indexing.sources import open_dataset
 from pipeline.manifest import SplitRule
-from pipeline.shortcuts import Effort
-from pipeline.sources import open_dataset
-from pipeline.split import split_cases
 
 EACH, PATIENT_FILES = 24, 2
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from pipeline import backbones
-from pipeline.backbones import RESNET_GEOMETRY, Backbone, build_backbone
-from pipeline.cell_geometry import Geometry, centred_geometry, measured_geometry
 from pipeline.config import Network
 from pipeline.errors import ConfigError
-from pipeline.model import Classifier
-from pipeline.stages import parameters_of_stages
+from pipeline.networks import backbones
+from pipeline.networks.backbones import RESNET_GEOMETRY, Backbone, build_backbone
+from pipeline.networks.cell_geometry import Geometry, centred_geometry, measured_geometry
+from pipeline.networks.model import Classifier
+from pipeline.networks.stages import parameters_of_stages
 
 PLACE_TOLERANCE_PX = 0.2
 """What the image's edge cuts off from a blur of almost impulses and five poolings; a wrong border is off by half a pixel at least."""

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import volume_evidence
-from pipeline.bags import LabelledBags, positions_by_case, sampled
-from pipeline.cell_geometry import Geometry
 from pipeline.config import Network, Training
-from pipeline.feed import EPOCHS_APART, BatchSampler, InOrder, standardised
-from pipeline.fit import fit
-from pipeline.model import Classifier
-from pipeline.volume_evidence import evidence_on_slices, resampled_slices, resampled_volume, slice_places
-from pipeline.volume_network import VolumeClassifier
+from pipeline.networks.cell_geometry import Geometry
+from pipeline.networks.model import Classifier
+from pipeline.networks.volume_network import VolumeClassifier
+from pipeline.prediction import volume_evidence
+from pipeline.prediction.volume_evidence import evidence_on_slices, resampled_slices, resampled_volume, slice_places
+from pipeline.training.bags import LabelledBags, positions_by_case, sampled
+from pipeline.training.feed import EPOCHS_APART, BatchSampler, InOrder, standardised
+from pipeline.training.fit import fit
 from transforms.augment import Augmentations
 from transforms.intensity import from_levels, to_levels
 
@@ -192,7 +192,7 @@ def test_whole_bags_are_complete_and_come_one_by_one():
 @pytest.mark.parametrize("bag_size", [None, 4])
 def test_reading_ahead_changes_nothing(bag_size: int | None):
     """As for a GPU, but for the pinned memory; each epoch anew, also where the one before was given up."""
-    from pipeline.bags import BagLoader
+    from pipeline.training.bags import BagLoader
 
     bags = _bags([3, 9, 5, 12, 2], bag_size=bag_size)
     epoch = [1]
@@ -210,7 +210,7 @@ def test_reading_ahead_changes_nothing(bag_size: int | None):
 def test_an_error_while_reading_ahead_is_raised():
     bags = _bags([3, 4])
     broken = LabelledBags(InMemory(bags.images.take(np.arange(2))), bags.cases, bags.labels, MEAN, STD, "attention", 4)
-    from pipeline.bags import BagLoader
+    from pipeline.training.bags import BagLoader
 
     with pytest.raises(IndexError):
         list(BagLoader(broken, InOrder(2, 2), ahead=2, pinned=False))
@@ -219,8 +219,8 @@ def test_an_error_while_reading_ahead_is_raised():
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_a_whole_bag_is_what_the_network_pools(where: str, monkeypatch: pytest.MonkeyPatch):
     """Its logits are the attention-weighted mean of its images' logits, wherever it lies, and in whatever chunks."""
-    monkeypatch.setattr("pipeline.bags.DEVICE_BYTES", 0 if where == "host" else 2**30)
-    monkeypatch.setattr("pipeline.bags.CHUNK", 3)
+    monkeypatch.setattr("pipeline.training.bags.DEVICE_BYTES", 0 if where == "host" else 2**30)
+    monkeypatch.setattr("pipeline.training.bags.CHUNK", 3)
     torch.manual_seed(0)
     network = Classifier(Network(architecture="resnet18", pooling="attention"), 2).eval()
     bags = _bags([7], bag_size=None)

@@ -21,15 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import cache, cache_folder, cache_key, cache_store, dataset
-from pipeline.cache import PreparedImages, prepared_images
-from pipeline.cache_block import FAILED, KEY_BYTES, MISSING, Places
-from pipeline.cache_key import EXEMPT, chain_name, code, file_keys
-from pipeline.cache_store import BUCKET_SHIFT, BUCKETS, RowReader, Store
 from pipeline.cli import main
 from pipeline.config import CustomNormalization, Preprocessing
-from pipeline.dataset import ImageFile, Prepared, Preparer, prepare_all
 from pipeline.errors import CacheError, Rejected, RejectReason
+from pipeline.prepared import cache, cache_folder, cache_key, cache_store, dataset
+from pipeline.prepared.cache import PreparedImages, prepared_images
+from pipeline.prepared.cache_block import FAILED, KEY_BYTES, MISSING, Places
+from pipeline.prepared.cache_key import EXEMPT, chain_name, code, file_keys
+from pipeline.prepared.cache_store import BUCKET_SHIFT, BUCKETS, RowReader, Store
+from pipeline.prepared.dataset import ImageFile, Prepared, Preparer, prepare_all
 from pipeline.work import Failure
 from transforms.intensity import Pixels, PixelUnit
 
@@ -214,15 +214,20 @@ def _imported(module: str) -> set[str]:
 
 
 def test_the_code_version_is_of_all_modules_that_decide_what_an_image_is():
-    """Whatever `pipeline.dataset` imports, in turn, but for what changes no pixel; here by Python's own parser."""
-    reached, todo = set(), ["pipeline.dataset"]
+    """Whatever `pipeline.prepared.dataset` imports, in turn, but for what changes no pixel; here by Python's own parser."""
+    reached, todo = set(), ["pipeline.prepared.dataset"]
     while todo:
         module = todo.pop()
         if module not in reached:
             reached.add(module)
             todo += [] if module in EXEMPT else _imported(module)
     assert reached - EXEMPT == set(code())
-    assert {"pipeline.dataset", "pipeline.raster", "pipeline.dicom.pixels", "transforms.spatial"} <= reached - EXEMPT
+    assert {
+        "pipeline.prepared.dataset",
+        "pipeline.raster",
+        "pipeline.dicom.pixels",
+        "transforms.spatial",
+    } <= reached - EXEMPT
     assert {"transforms.region", "transforms.anatomy_search", "transforms.stress", "transforms.scaling"} <= set(code())
     assert "transforms.sharpness" not in code()  # random variation comes after the cache
 
@@ -339,7 +344,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.test_cache import *
-from pipeline.cache_store import *
+from pipeline.prepared.cache_store import *
 files = [found(path) for path in sorted(Path({images!r}).iterdir())]
 print("ready", flush=True)
 sys.stdin.readline()
@@ -410,7 +415,7 @@ def test_what_another_process_holds_is_waited_for(tmp_path: Path, root: Path, ca
     files = pictures(tmp_path / "images", 5)
     prepare(files[:1])
     code = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from pipeline.cache_store import Store\n"
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from pipeline.prepared.cache_store import Store\n"
         f"store = Store(Path({str(next(root.glob('*[0-9a-f]')))!r}), 1, 32); claims = [store.claim(n) for n in range({BUCKETS})]\n"
         "print('held', flush=True); time.sleep(1)"
     )
@@ -642,7 +647,7 @@ def test_wrong_use_of_the_command(arguments: list[str], told: str, capsys: pytes
 
 def test_the_command_needs_no_torch():
     code = (
-        "import pipeline.cache_folder, pipeline.cache_key, sys; pipeline.cache_key.code_version(); "
+        "import pipeline.prepared.cache_folder, pipeline.prepared.cache_key, sys; pipeline.prepared.cache_key.code_version(); "
         "print([name for name in ('torch', 'monai', 'pandas') if name in sys.modules])"
     )
     assert (

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
-from pipeline.calibration import (
+from pipeline.config import Wanted
+from pipeline.metrics.calibration import (
     FEWEST_EACH,
     NO_TEMPERATURE,
     NO_THRESHOLD,
@@ -17,7 +18,6 @@ from pipeline.calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from pipeline.config import Wanted
 
 FOUND = 0.15
 """Of log T, from 4,000 cases: the estimate's standard error is about 0.03."""

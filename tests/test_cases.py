@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.cases import CASE_COLUMNS, IMAGE_COLUMNS, Cases, Unit, columns_needed, group_images
+from pipeline.cohort.cases import CASE_COLUMNS, IMAGE_COLUMNS, Cases, Unit, columns_needed, group_images
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.errors import ConfigError, SourceError
 from pipeline.identity import IdentityKey
+from pipeline.indexing.sources import open_manifest, open_source
 from pipeline.manifest import Rules
-from pipeline.sources import open_manifest, open_source
 from tests.tables import index_of, index_table
 
 KEY = IdentityKey(b"k" * 32)
@@ -241,7 +241,7 @@ def test_overlapping_sources_are_refused(tmp_path: Path):
 
 
 def test_what_was_trained_on_is_in_scope(export: Path):
-    from pipeline.predict import scope_of, scope_reason
+    from pipeline.prediction.predict import scope_of, scope_reason
 
     save(ct_slice(32, BodyPartExamined=None, patient_id="P9"), export / "bare")
     images = _grouped(export, "image").images

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from pipeline.curves import MOST_CORNERS, curves, reliability, wilson
-from pipeline.measures import Scored, score
-from pipeline.roc import GRID, precision_recall
+from pipeline.metrics.curves import MOST_CORNERS, curves, reliability, wilson
+from pipeline.metrics.measures import Scored, score
+from pipeline.metrics.roc import GRID, precision_recall
 
 DRAWN = 0.01
 """How far the thinned curve of thousands of cases may lie from the whole one."""

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from pipeline.config import CustomNormalization, CustomWindow, Preprocessing
-from pipeline.dataset import ImageFile, Prepared, Preparer, input_statistics, read_image, windows_of
 from pipeline.dicom.phantom import ct_slice, radiograph, save
 from pipeline.dicom.pixels import open_frames
-from pipeline.feed import standardised
+from pipeline.prepared.dataset import ImageFile, Prepared, Preparer, input_statistics, read_image, windows_of
+from pipeline.training.feed import standardised
 from transforms.intensity import WINDOWS, from_levels
 from transforms.spatial import to_source
 
@@ -63,7 +63,7 @@ def test_frames_of_a_file_are_its_own_and_its_header_is_read_once(tmp_path: Path
         opened.append(path)
         return open_frames(path, **options)
 
-    monkeypatch.setattr("pipeline.dataset.open_frames", counted)
+    monkeypatch.setattr("pipeline.prepared.dataset.open_frames", counted)
     for name in ("frames", "others", "frames"):
         file = found(tmp_path / name, "dicom")
         images = [read_image(replace(file, frame=frame)).values for frame in range(4)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from pipeline.delong import auroc_difference_p
+from pipeline.metrics.delong import auroc_difference_p
 
 
 def _by_definition(positive: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:

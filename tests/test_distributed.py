@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import distributed
 from pipeline.errors import RunError
+from pipeline.training import distributed
 from tests.tiny_fit import fork_server, history, tiny_fit
 
 FLOAT_ERROR = 1e-5

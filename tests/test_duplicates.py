@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from pipeline.cases import Cases
-from pipeline.duplicates import (
+from pipeline.cohort.cases import Cases
+from pipeline.cohort.duplicates import (
     ImageHashes,
     connected,
     hash_images,
@@ -87,7 +87,7 @@ def test_images_without_hash_are_alone():
 
 def test_many_that_are_alike_need_no_memory_for_their_pairs(monkeypatch: pytest.MonkeyPatch):
     """3,000 hashes that are all near each other: millions of links, of which 10,000 are held at a time."""
-    monkeypatch.setattr("pipeline.duplicates.LINKS_HELD", 10_000)
+    monkeypatch.setattr("pipeline.cohort.duplicates.LINKS_HELD", 10_000)
     bits = np.arange(3000, dtype=np.uint64)  # they differ in the twelve lowest bits alone
     groups = connected(len(bits), near_pairs(bits, 12))
     assert len(np.unique(groups)) == 1

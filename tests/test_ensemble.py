@@ -12,19 +12,19 @@ import pytest
 from scipy.special import softmax
 
 from pipeline import train as train_module
-from pipeline.cases import group_images
+from pipeline.cohort.cases import group_images
 from pipeline.config import Config, load_config
-from pipeline.dataset import image_files
-from pipeline.ensemble import mean_history
 from pipeline.errors import RunError
 from pipeline.evaluate import evaluate
 from pipeline.files import file_digest
-from pipeline.index import read_index
+from pipeline.indexing.index import read_index
 from pipeline.infer import infer
-from pipeline.predict import load_model, predict_files
+from pipeline.prediction.predict import load_model, predict_files
+from pipeline.prepared.dataset import image_files
 from pipeline.run import read_model
 from pipeline.train import train
-from pipeline.training_task import fold_table
+from pipeline.training.ensemble import mean_history
+from pipeline.training.task import fold_table
 from tests.small_runs import make_dataset
 
 FOLDS = 2

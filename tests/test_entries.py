@@ -19,9 +19,9 @@ from pydicom import uid
 from pipeline.columns import BATCH_SCHEMA
 from pipeline.dicom.header import HeaderReader, read_header
 from pipeline.dicom.phantom_objects import ct_slice, save, structured_report
-from pipeline.entries import Entry, read_batch, read_entry
 from pipeline.errors import Rejected, RejectReason
 from pipeline.identity import IdentityKey
+from pipeline.indexing.entries import Entry, read_batch, read_entry
 
 KEY = IdentityKey(b"a key for tests only")
 
@@ -172,7 +172,7 @@ def test_memory_errors_pass(export: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_ordinary_files_need_no_pandas(export: Path) -> None:
     code = (
-        "import sys; from pipeline.entries import Entry, read_batch; from pipeline.identity import IdentityKey\n"
+        "import sys; from pipeline.indexing.entries import Entry, read_batch; from pipeline.identity import IdentityKey\n"
         f"read_batch([Entry(f'IM{{n}}') for n in range(3)], root={str(export / 'b')!r}, source='s', key=IdentityKey(b'k'))\n"
         "print([name for name in ('pandas', 'torch', 'nibabel', 'pydicom', 'PIL') if name in sys.modules])"
     )

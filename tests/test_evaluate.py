@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.case_units import by_unit
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate, summary_lines
-from pipeline.measures import score
+from pipeline.evaluation.case_units import by_unit
+from pipeline.evaluation.subject import own_split
+from pipeline.metrics.measures import score
 from pipeline.run import read_model
-from pipeline.subject import own_split
 from tests.tiny_runs import FINDINGS, IMAGES_EACH, PATIENTS, make_pictures
 
 pytest_plugins = ["tests.tiny_fixtures"]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pytorch_grad_cam import GradCAM
 
 from pipeline.config import Network
-from pipeline.explain import (
+from pipeline.networks.model import RESNET_GEOMETRY, Classifier, Geometry
+from pipeline.prediction.explain import (
     cell_sides,
     cell_size,
     class_evidence,
@@ -18,7 +19,6 @@ from pipeline.explain import (
     heatmap_scale,
     mirrored_back,
 )
-from pipeline.model import RESNET_GEOMETRY, Classifier, Geometry
 
 
 @pytest.fixture(scope="module", params=[2, 4])

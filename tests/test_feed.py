@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.feed import EPOCHS_APART, BatchSampler, InOrder, LabelledImages, Pairs, standardised, strata
+from pipeline.training.feed import EPOCHS_APART, BatchSampler, InOrder, LabelledImages, Pairs, standardised, strata
 from tests.tiny_fit import CPU, labelled
 from transforms.augment import Augmentations, augment_batch, draw, noise_seed, uniforms
 from transforms.chains import KEY, evaluate_chain

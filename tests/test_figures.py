@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import figures
-from pipeline.figures import DPI, RocLine, Tile
-from pipeline.metrics import Interval
-from pipeline.roc import roc_points
+from pipeline.metrics.metrics import Interval
+from pipeline.metrics.roc import roc_points
+from pipeline.pages import figures
+from pipeline.pages.figures import DPI, RocLine, Tile
 
 NOTE = "Phantoms, not patients. Research use only - not for diagnosis."
 
@@ -159,11 +159,11 @@ def test_global_state_is_neither_used_nor_changed(tmp_path: Path) -> None:
 
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path: Path) -> None:
     script = (
-        "import sys, pathlib; from pipeline import figures; assert 'matplotlib' not in sys.modules;"
+        "import sys, pathlib; from pipeline.pages import figures; assert 'matplotlib' not in sys.modules;"
         "figures.confusion_matrix(pathlib.Path(sys.argv[1]), [[1, 0], [0, 1]], ['no', 'yes']);"
         "assert 'matplotlib.pyplot' not in sys.modules; assert 'torch' not in sys.modules"
     )
-    root = Path(figures.__file__).parents[1]
+    root = Path(figures.__file__).parents[2]
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "one.png")], check=True, cwd=root)
 
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cases import Cases
+from pipeline.cohort.cases import Cases
+from pipeline.cohort.labels import check_labels, label_cases
 from pipeline.errors import ConfigError
+from pipeline.indexing.sources import OpenedSource, open_manifest
 from pipeline.label_arrays import NO_FINDING, label_array, label_texts
-from pipeline.labels import check_labels, label_cases
 from pipeline.manifest import Manifest
-from pipeline.sources import OpenedSource, open_manifest
 from tests.images import KEY, grouped_cases
 
 CLASSES = ["effusion", "edema", "mass"]

@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import checkpoint, watch
-from pipeline.checkpoint import Fit
 from pipeline.config import Cosine, Plateau, Training
 from pipeline.errors import ConfigError, RunError
-from pipeline.feed import BatchSampler, LabelledImages
-from pipeline.fit import HISTORY_COLUMNS, fit
-from pipeline.training_step import Bfloat16Inferer
-from pipeline.validation import ranking
-from pipeline.watch import duration
+from pipeline.training import checkpoint, watch
+from pipeline.training.checkpoint import Fit
+from pipeline.training.feed import BatchSampler, LabelledImages
+from pipeline.training.fit import HISTORY_COLUMNS, fit
+from pipeline.training.step import Bfloat16Inferer
+from pipeline.training.validation import ranking
+from pipeline.training.watch import duration
 from tests.tiny_fit import CPU, Tiny, history, labelled, same_fit, tiny_fit
 from transforms.augment import Augmentations
 
@@ -280,8 +280,8 @@ def _streaming_failure(_: Any, file: Any) -> None:
         ("torch.save", _torch_save_on_a_full_disk, "checkpoint.pt"),
         ("torch.save", _streaming_failure, "checkpoint.pt"),
         ("pipeline.files.os.fsync", _no_space, "checkpoint.pt"),
-        ("pipeline.checkpoint.write_table", _no_space, "history.csv"),
-        ("pipeline.watch.Curves.add", _no_space, "tensorboard"),
+        ("pipeline.training.checkpoint.write_table", _no_space, "history.csv"),
+        ("pipeline.training.watch.Curves.add", _no_space, "tensorboard"),
     ],
 )
 def test_a_full_disk_ends_with_one_message_and_the_last_checkpoint(
@@ -351,7 +351,7 @@ def test_lines_say_how_it_goes_and_how_long_it_takes(
 
 def test_a_terminal_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr("pipeline.watch.tqdm.mininterval", 0, raising=False)
+    monkeypatch.setattr("pipeline.training.watch.tqdm.mininterval", 0, raising=False)
     tiny_fit(tmp_path, epochs=2, progress=True)
     said = capsys.readouterr().err
     assert "epoch 1/2:   0%" in said

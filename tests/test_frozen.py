@@ -15,13 +15,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline import frozen
 from pipeline.config import Network, Training
 from pipeline.errors import RunError
-from pipeline.feed import EPOCHS_APART, InOrder, LabelledImages
-from pipeline.fit import fit
-from pipeline.frozen import LabelledFeatures, frozen_features
-from pipeline.model import Classifier
+from pipeline.networks.model import Classifier
+from pipeline.training import frozen
+from pipeline.training.feed import EPOCHS_APART, InOrder, LabelledImages
+from pipeline.training.fit import fit
+from pipeline.training.frozen import LabelledFeatures, frozen_features
 from transforms.augment import Augmentations
 from transforms.intensity import to_levels
 

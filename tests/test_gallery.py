@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline import gallery
-from pipeline.dataset import ImageFile, Prepared
 from pipeline.errors import RejectReason
-from pipeline.gallery import (
+from pipeline.networks.model import Geometry
+from pipeline.pages import gallery
+from pipeline.pages.gallery import (
     ERRORS,
     ERRORS_SHOWN,
     LONGEST_SIDE,
@@ -29,8 +29,8 @@ from pipeline.gallery import (
     shown_sides,
     tiles,
 )
-from pipeline.model import Geometry
-from pipeline.predict import ImageResult, TrainedModel
+from pipeline.prediction.predict import ImageResult, TrainedModel
+from pipeline.prepared.dataset import ImageFile, Prepared
 from pipeline.render import overlay
 from pipeline.work import Failure
 from tests.run_reports import made_up_cases, model_facts, predictions

@@ -22,11 +22,11 @@ from pydicom.sequence import Sequence
 from pipeline.columns import COLUMNS, FLAG, INTEGER, REAL, REJECT_COLUMNS, REPEATING, TEXT
 from pipeline.dicom.phantom_objects import ct_slice, radiograph, save, structured_report
 from pipeline.errors import RejectReason, SourceError
-from pipeline.header_jobs import Files, read_files
 from pipeline.identity import IdentityKey
-from pipeline.index import Index, index_source, index_sources, read_index
-from pipeline.listing import walk
-from pipeline.summary import summary_text
+from pipeline.indexing.header_jobs import Files, read_files
+from pipeline.indexing.index import Index, index_source, index_sources, read_index
+from pipeline.indexing.listing import walk
+from pipeline.indexing.summary import summary_text
 
 KEY = IdentityKey(b"a key for tests only")
 PANDAS = {TEXT: "string", INTEGER: "Int64", REAL: "Float64", FLAG: "boolean"}
@@ -296,7 +296,7 @@ def test_a_path_with_the_patients_number_is_warned_about(tmp_path: Path) -> None
 
 
 def test_a_file_that_kills_its_reader_is_one_reject(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.inventory.read_files", dies_at_cut)
+    monkeypatch.setattr("pipeline.indexing.inventory.read_files", dies_at_cut)
     index = index_source(export, key=KEY, workers=2)
     assert reasons(index)["cut"] == "crashed"
     assert len(index.table) + len(index.rejects) == len(regular_files(export))
@@ -309,7 +309,7 @@ def dies_at_cut(files: Files, **options: Any) -> bytes:
 
 
 def test_the_index_needs_no_torch() -> None:
-    code = "import sys, pipeline.index, pipeline.work, pipeline.dicom.header, pipeline.entries\n"
+    code = "import sys, pipeline.indexing.index, pipeline.work, pipeline.dicom.header, pipeline.indexing.entries\n"
     code += "print([name for name in ('torch', 'monai', 'transforms') if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

@@ -17,15 +17,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import inventory
 from pipeline.dicom.header import uid_name
 from pipeline.dicom.phantom_objects import ct_slice, save, structured_report
 from pipeline.errors import Rejected, RejectReason, SourceError
-from pipeline.header_jobs import Files, read_files
 from pipeline.identity import IdentityKey
-from pipeline.index import read_index
-from pipeline.inventory import take_inventory
-from pipeline.uid_names import COMMON_NAMES
+from pipeline.indexing import inventory
+from pipeline.indexing.header_jobs import Files, read_files
+from pipeline.indexing.index import read_index
+from pipeline.indexing.inventory import take_inventory
+from pipeline.indexing.uid_names import COMMON_NAMES
 
 KEY = IdentityKey(b"a key for tests only")
 SECRET = "a key for tests only"
@@ -201,7 +201,7 @@ def edit(export: Path, kind: str, seed: int, originals: list[bytes]) -> None:
 INDEX = """
 import sys
 from pathlib import Path
-from pipeline import inventory
+from pipeline.indexing import inventory
 from pipeline.identity import IdentityKey
 
 if __name__ == "__main__":
@@ -325,7 +325,7 @@ def test_a_file_that_cannot_be_read_for_its_digest_proves_nothing(
     export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.tables.file_digest", cannot_read)
+        patch.setattr("pipeline.indexing.tables.file_digest", cannot_read)
         summary = taken(export, tmp_path / "out")
     assert summary["collisions"].keys() == {"conflict"}
     assert summary["unhashed"] > 0

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cases import Cases
+from pipeline.cohort.cases import Cases
+from pipeline.cohort.labels import label_cases, labelled_cases
+from pipeline.cohort.patients import UNKNOWN_PATIENT
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.errors import ConfigError
-from pipeline.labels import label_cases, labelled_cases
-from pipeline.patients import UNKNOWN_PATIENT
-from pipeline.sources import open_manifest
+from pipeline.indexing.sources import open_manifest
 from tests.images import KEY, grouped_cases, opened
 
 SHEET = """
@@ -436,7 +436,7 @@ def test_rules_see_the_facts_of_the_sheet(export: Path):
     [("ct_slices", {"COVID": 480, "non-COVID": 479}, 20), ("chest_xray", {"COVID": 93, "non-COVID": 57}, None)],
 )
 def test_shipped_manifests(name: str, labels: dict[str, int], patients: int | None, real_data: Path):
-    from pipeline.sources import open_dataset
+    from pipeline.indexing.sources import open_dataset
 
     source = open_dataset(name, real_data)
     assert source.manifest is not None

@@ -11,7 +11,7 @@ from monai.losses import FocalLoss
 from torch.nn import functional
 
 from pipeline.config import Training
-from pipeline.losses import ImageLosses, class_weights, image_losses, mixed, right, targets_of
+from pipeline.training.losses import ImageLosses, class_weights, image_losses, mixed, right, targets_of
 
 ROUNDING = 1e-5
 """float32 sums of a few terms near 1, in another order."""

@@ -12,12 +12,12 @@ import openpyxl
 import pytest
 from PIL import Image
 
-from pipeline.cases import Cases
+from pipeline.cohort.cases import Cases
+from pipeline.cohort.labels import labelled_cases
 from pipeline.dicom.phantom_objects import ct_slice, phantom_uid, save
 from pipeline.identity import IdentityKey
+from pipeline.indexing.sources import open_manifest
 from pipeline.label_arrays import NO_FINDING
-from pipeline.labels import labelled_cases
-from pipeline.sources import open_manifest
 
 PAGE = Path(__file__).parents[1] / "docs" / "manifest.md"
 TEXTS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from pipeline.measures import ECE_EDGES, Scored, score
-from pipeline.metrics import FEWEST_RESAMPLES, Evaluation, Interval, affordable, evaluate_predictions, paired
-from pipeline.roc import auroc, average_precision, patient_draws, roc_points
+from pipeline.metrics.measures import ECE_EDGES, Scored, score
+from pipeline.metrics.metrics import FEWEST_RESAMPLES, Evaluation, Interval, affordable, evaluate_predictions, paired
+from pipeline.metrics.roc import auroc, average_precision, patient_draws, roc_points
 
 TWO = ("no", "yes")
 THREE = ("a", "b", "c")

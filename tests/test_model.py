@@ -9,13 +9,13 @@ import torch
 import torchvision
 from monai.networks.nets import MILModel
 
-from pipeline import model
 from pipeline.config import Network
 from pipeline.errors import ConfigError
-from pipeline.input_layer import IMAGENET_STATISTICS
-from pipeline.model import Classifier, build_classifier, new_network
-from pipeline.volume_network import VolumeClassifier
-from pipeline.weight_names import fit_weights
+from pipeline.networks import model
+from pipeline.networks.input_layer import IMAGENET_STATISTICS
+from pipeline.networks.model import Classifier, build_classifier, new_network
+from pipeline.networks.volume_network import VolumeClassifier
+from pipeline.networks.weight_names import fit_weights
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 """The same sums in another order: 1e-6 each, over some layers."""

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import RESEARCH_ONLY
-from pipeline.claim import ITEMS, claim_checklist
-from pipeline.model_card import TO_BE_STATED, escaped, model_card, table
+from pipeline.pages.claim import ITEMS, claim_checklist
+from pipeline.pages.model_card import TO_BE_STATED, escaped, model_card, table
 from tests.run_reports import run_report
 from tests.test_report import HOSTILE
 

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.dataset import ImageFile, read_image
 from pipeline.dicom.header import read_header
 from pipeline.errors import Rejected, RejectReason
 from pipeline.identity import IdentityKey
-from pipeline.index import Index, index_source
+from pipeline.indexing.index import Index, index_source
+from pipeline.prepared.dataset import ImageFile, read_image
 from pipeline.work import Failure, WorkerPool
 from tests.hostile import CANARIES, bad_files, dicom_originals, raster_originals
 from tests.mutants import Mutant, dissect, kind_of, mutants

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline import checkpoint
-from pipeline.checkpoint import Fit
-from pipeline.feed import BatchSampler
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Fit
+from pipeline.training.feed import BatchSampler
 from tests.tiny_fit import fork_server, history, same_fit, tiny_fit
 
 RECIPE: dict[str, Any] = {

@@ -21,12 +21,12 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from pipeline import nifti
-from pipeline.dataset import image_files, read_image
 from pipeline.dicom.phantom import ct_slice, save
 from pipeline.dicom.pixels import read_pixels
 from pipeline.errors import Rejected, RejectReason
 from pipeline.nifti import read_nifti, read_nifti_header
-from pipeline.predict import scope_of, scope_reason
+from pipeline.prediction.predict import scope_of, scope_reason
+from pipeline.prepared.dataset import image_files, read_image
 from transforms.intensity import PixelUnit
 
 AXCODES = [

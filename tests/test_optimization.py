@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.config import Cosine, Plateau, Training
-from pipeline.optimization import MovingAverage, Schedule, Unfreezing, cosine_factor, make_optimizer, stages
+from pipeline.training.optimization import MovingAverage, Schedule, Unfreezing, cosine_factor, make_optimizer, stages
 
 
 class Staged(nn.Module):

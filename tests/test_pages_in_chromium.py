@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report import audit_page
-from pipeline.run_report import write_run_report
+from pipeline.pages.report import audit_page
+from pipeline.pages.run_report import write_run_report
 from tests.run_reports import run_report
 from tests.test_report import _record
 
@@ -34,9 +34,8 @@ PAPER = 673
 """Pixels between the margins of an A4 page at 96 dots an inch."""
 GRAY, COLOURED = 1, 50
 """Largest difference between a pixel's channels, of 255: of a gray JPEG at most its rounding, of the heatmap's magenta far more."""
-PAINTED = """Promise.all([...document.images].map(one => one.decode().catch(() => null)))
-  .then(() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true)))))"""
-"""All pictures decoded and two frames drawn: before, a screenshot shows what was there before the page was scrolled."""
+FRAMES, FRAME_S = 40, 0.1
+"""A screenshot is taken until two are the same."""
 COMPLAINTS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 
 pytestmark = [pytest.mark.chromium, pytest.mark.skipif(not BROWSER, reason="no Chromium")]
@@ -96,10 +95,7 @@ class Browser:
             self.events.append(self._next())
 
     def value(self, expression: str) -> Any:
-        """Of an expression; of a promise, what it comes to."""
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)[
-            "result"
-        ].get("value")
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def press(self, key: str, code: int) -> None:
         for kind in ("rawKeyDown", "keyUp"):
@@ -109,13 +105,17 @@ class Browser:
         """(rows, columns, 3) of an element as it is on the screen."""
         find = f"const e = document.querySelector('{element}'); e.scrollIntoView({{block: 'center'}})"
         box = f"(() => {{ {find}; return e.getBoundingClientRect().toJSON(); }})()"
-        self.value(f"(() => {{ {find}; }})()")
-        self.value(PAINTED)
         found = self.value(box)
         clip = {name: found[name] for name in ("width", "height")} | {"scale": 1}
         clip |= {"x": found["x"] + self.value("scrollX"), "y": found["y"] + self.value("scrollY")}
-        taken = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
-        return np.asarray(Image.open(BytesIO(base64.b64decode(taken["data"]))).convert("RGB"))
+        before = b""
+        for _ in range(FRAMES):  # what was scrolled to is painted a few frames later
+            taken = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+            if taken["data"] == before:
+                break
+            before = taken["data"]
+            time.sleep(FRAME_S)
+        return np.asarray(Image.open(BytesIO(base64.b64decode(before))).convert("RGB"))
 
     def close(self) -> None:
         os.close(self._to)  # the end of its pipe ends it

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
-from pipeline.pooling import attention_shares, image_probabilities, pool_cases, pool_each
+from pipeline.prediction.pooling import attention_shares, image_probabilities, pool_cases, pool_each
 
 ROUNDING = 1e-12
 """Of float64 sums in another order."""

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
 from pipeline.config import Network, Preprocessing
-from pipeline.dataset import ImageFile, Prepared
 from pipeline.errors import RejectReason, RunError
 from pipeline.infer import KeyImages
 from pipeline.manifest import Rules
-from pipeline.model import new_network
-from pipeline.pooling import pool_cases
-from pipeline.predict import MIRRORS, ImageResult, TrainedModel, trained_model
-from pipeline.prediction_tables import case_table, decide, image_table, probability_columns
+from pipeline.networks.model import new_network
+from pipeline.prediction.pooling import pool_cases
+from pipeline.prediction.predict import MIRRORS, ImageResult, TrainedModel, trained_model
+from pipeline.prediction.prediction_tables import case_table, decide, image_table, probability_columns
+from pipeline.prepared.dataset import ImageFile, Prepared
 from pipeline.run import ModelFacts, findings_of, read_model, write_model
 from pipeline.work import Failure
 from transforms.intensity import from_levels

@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.cases import group_images
+from pipeline.cohort.cases import group_images
+from pipeline.cohort.labels import label_cases
+from pipeline.cohort.split import split_cases
 from pipeline.config import load_config
 from pipeline.identity import IdentityKey
-from pipeline.index import index_source
+from pipeline.indexing.index import index_source
+from pipeline.indexing.sources import open_source
 from pipeline.infer import infer
-from pipeline.labels import label_cases
-from pipeline.sources import open_source
-from pipeline.split import split_cases
 from pipeline.train import train
 from tests.conftest import SMALL
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import RESEARCH_ONLY
-from pipeline.report import MOST_VALUES, audit_page
+from pipeline.pages.report import MOST_VALUES, audit_page
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}'
 EMPTY_TAGS = {"meta", "br", "img", "link", "hr", "input"}

@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cohort.rules import broken_rules, is_never_in, rule_columns
 from pipeline.config import dump_yaml, parse_settings
 from pipeline.errors import ConfigError
 from pipeline.manifest import Condition, Rules
-from pipeline.rules import broken_rules, is_never_in, rule_columns
 from tests.tables import index_table
 
 ALLOWED = ["localizer", "derived", "secondary_capture"]
@@ -260,7 +260,7 @@ def test_each_study_keeps_exactly_one_series_whatever_the_order(series: list[tup
 @pytest.mark.real_data
 def test_the_defaults_leave_real_primary_images_in(real_data: Path):
     from pipeline.identity import ephemeral_key
-    from pipeline.index import index_source
+    from pipeline.indexing.index import index_source
 
     table = index_source(real_data / "dicom", key=ephemeral_key(), workers=0).table
     rule = broken_rules(table, Rules(), drop_collisions=False)

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from pipeline import RESEARCH_ONLY
 from pipeline.config import digest
-from pipeline.gallery import GalleryItem
-from pipeline.report_charts import MOST_LINES, roc_chart
-from pipeline.report_figures import WIDTH, Chart, epoch_axis, log_axis, unit_axis, value_axis
-from pipeline.report_history import history_charts
-from pipeline.report_tables import MOST_CLASSES, MOST_SQUARE, fold_rows
-from pipeline.run_report import RunReport, read_audit, run_page, write_run_report
+from pipeline.pages.gallery import GalleryItem
+from pipeline.pages.report_charts import MOST_LINES, roc_chart
+from pipeline.pages.report_figures import WIDTH, Chart, epoch_axis, log_axis, unit_axis, value_axis
+from pipeline.pages.report_history import history_charts
+from pipeline.pages.report_tables import MOST_CLASSES, MOST_SQUARE, fold_rows
+from pipeline.pages.run_report import RunReport, read_audit, run_page, write_run_report
 from tests.run_reports import run_report
 from tests.test_report import HOSTILE, _parsed
 

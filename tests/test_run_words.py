@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import Augmentation, Config, Enhancement, parse_settings
 from pipeline.manifest import Manifest, Rules
-from pipeline.run_words import (
+from pipeline.pages.run_words import (
     architecture_words,
     augmentation_words,
     disjoint_words,

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cohort.labels import label_cases
+from pipeline.cohort.sheet import NONE, SEVERAL, agreed, distinct, fill_facts, key_values, places_in, read_sheet, taken
 from pipeline.columns import text
 from pipeline.dicom.phantom import ct_slice, save
 from pipeline.errors import ConfigError
 from pipeline.identity import IdentityKey
-from pipeline.labels import label_cases
 from pipeline.manifest import JoinKey
-from pipeline.sheet import NONE, SEVERAL, agreed, distinct, fill_facts, key_values, places_in, read_sheet, taken
 from tests.images import KEY, grouped_cases, image_table, opened
 
 ROW = {

@@ -15,8 +15,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from pipeline.cases import Cases
-from pipeline.features import (
+from pipeline.auditing.features import (
     BORDER_FEATURES,
     MOST_CHARACTERS,
     ages,
@@ -29,10 +28,11 @@ from pipeline.features import (
     words,
     years,
 )  # fmt: skip
+from pipeline.auditing.shortcut_scores import Subjects, areas_of, encode, folds_by_patient, held_out_scores
+from pipeline.auditing.shortcuts import QUICK, Effort, audit_shortcuts, draw_cases
+from pipeline.cohort.cases import Cases
 from pipeline.label_arrays import label_texts
 from pipeline.manifest import Manifest
-from pipeline.shortcut_scores import Subjects, areas_of, encode, folds_by_patient, held_out_scores
-from pipeline.shortcuts import QUICK, Effort, audit_shortcuts, draw_cases
 
 CASES, PATIENTS = 80, 40
 

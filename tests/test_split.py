@@ -16,17 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cases import Cases
-from pipeline.dataset_split import dataset_split
+from pipeline.cohort.cases import Cases
+from pipeline.cohort.dataset_split import dataset_split
+from pipeline.cohort.split import Split, check_patients, check_split, for_fold, split_cases
+from pipeline.cohort.split_file import NOT_IN_FILE, left_out
+from pipeline.cohort.split_ledger import ledger_path, read_ledger
 from pipeline.errors import ConfigError, RunError
 from pipeline.files import alone
 from pipeline.identity import IdentityKey
+from pipeline.indexing.sources import OpenedSource
 from pipeline.label_arrays import NO_FINDING
 from pipeline.manifest import Manifest, SplitRule
-from pipeline.sources import OpenedSource
-from pipeline.split import Split, check_patients, check_split, for_fold, split_cases
-from pipeline.split_file import NOT_IN_FILE, left_out
-from pipeline.split_ledger import ledger_path, read_ledger
 
 KEY = IdentityKey(b"k" * 32)
 CLASSES = ["a", "b"]
@@ -131,7 +131,7 @@ def test_a_million_cases_fit_in_memory():
 import re, pandas as pd
 from pathlib import Path
 from pipeline.manifest import SplitRule
-from pipeline.split import split_cases
+from pipeline.cohort.split import split_cases
 status = lambda what: int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1000
 n = 1_000_000
 cases = pd.DataFrame({
@@ -520,7 +520,7 @@ class _JoinedCases(Cases):
 
 
 def _join(cases: Cases, joined: dict[str, str]) -> Cases:
-    """As pipeline.duplicates leaves them: one key for all of a group, and who is under another's."""
+    """As pipeline.cohort.duplicates leaves them: one key for all of a group, and who is under another's."""
     renamed = [
         table.assign(patient_key=table["patient_key"].astype("str").replace(joined))
         for table in (cases.cases, cases.images)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipeline.cohort.labels import NOT_PROVEN
+from pipeline.cohort.split_file import NOT_IN_FILE
 from pipeline.config import Config, load_config
 from pipeline.errors import RunError
 from pipeline.evaluate import _brief, evaluate
-from pipeline.labels import NOT_PROVEN
-from pipeline.split_file import NOT_IN_FILE
 from pipeline.train import train
 from tests.conftest import SMALL
 

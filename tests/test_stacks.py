@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.columns import COLUMNS, INTEGER, REAL, REPEATING
-from pipeline.positions import POSITION_TOLERANCE_MM, orientations, parse_numbers, planes
-from pipeline.stacks import COSINE_TOLERANCE, STACK_COLUMNS, STACKS_SCHEMA, stack_series
+from pipeline.indexing.positions import POSITION_TOLERANCE_MM, orientations, parse_numbers, planes
+from pipeline.indexing.stacks import COSINE_TOLERANCE, STACK_COLUMNS, STACKS_SCHEMA, stack_series
 
 AXIAL, CORONAL, SAGITTAL = "1\\0\\0\\0\\1\\0", "1\\0\\0\\0\\0\\-1", "0\\1\\0\\0\\0\\-1"
 TYPES = {INTEGER: pa.int64(), REAL: pa.float64()}

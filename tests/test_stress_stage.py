@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from pipeline.evaluate import evaluate, summary_lines
-from pipeline.predict import TrainedModel, load_model
-from pipeline.scoring import predict_subject
-from pipeline.stress import LARGEST_DROP, compared, stress_table, stress_test, stress_warnings
-from pipeline.subject import Subject, own_split
+from pipeline.evaluation.scoring import predict_subject
+from pipeline.evaluation.stress import LARGEST_DROP, compared, stress_table, stress_test, stress_warnings
+from pipeline.evaluation.subject import Subject, own_split
+from pipeline.prediction.predict import TrainedModel, load_model
 from transforms.stress import STRESSES
 
 pytest_plugins = ["tests.tiny_fixtures"]
@@ -130,8 +130,8 @@ def test_one_stress_after_the_other_by_name(
         return SimpleNamespace(cases=_predictions(subject, ~right if stress == "upside" else right))
 
     stresses = {name: SimpleNamespace(name=name, words=f"{name} down") for name in ("upside", "none")}
-    monkeypatch.setattr("pipeline.stress.STRESSES", stresses)
-    monkeypatch.setattr("pipeline.stress.predict_subject", predict)
+    monkeypatch.setattr("pipeline.evaluation.stress.STRESSES", stresses)
+    monkeypatch.setattr("pipeline.evaluation.stress.predict_subject", predict)
     rows = stress_test(model, subject, _predictions(subject, right), resamples=RESAMPLES, seed=0, progress=False)
     assert asked == ["upside", "none"]
     assert [row["drop"]["accuracy"]["value"] for row in rows] == [1.0, 0.0]

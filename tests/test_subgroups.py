@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.measures import Scored, score
-from pipeline.metrics import evaluate_scored
-from pipeline.subgroups import (
+from pipeline.metrics.measures import Scored, score
+from pipeline.metrics.metrics import evaluate_scored
+from pipeline.metrics.subgroups import (
     MOST_VALUES,
     NOT_KNOWN,
     SEVERAL_VALUES,

@@ -9,12 +9,12 @@ import torch
 from monai.networks.nets import ResNetFeatures
 from torch import nn
 
-from pipeline.backbones import resnet_features
-from pipeline.cell_geometry import measured_geometry
 from pipeline.config import Network
 from pipeline.errors import WeightsError
-from pipeline.model import build_classifier
-from pipeline.volume_network import VolumeClassifier
+from pipeline.networks.backbones import resnet_features
+from pipeline.networks.cell_geometry import measured_geometry
+from pipeline.networks.model import build_classifier
+from pipeline.networks.volume_network import VolumeClassifier
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 """The same sums in another order."""

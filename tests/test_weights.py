@@ -19,13 +19,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline import weights
 from pipeline.config import Network
 from pipeline.errors import WeightsError
-from pipeline.input_layer import GRAY_STATISTICS, IMAGENET_STATISTICS, InputStatistics
-from pipeline.model import Classifier, build_classifier
-from pipeline.weight_names import fit_weights
-from pipeline.weights import Download, fetch, load_first_weights, read_weights
+from pipeline.networks import weights
+from pipeline.networks.input_layer import GRAY_STATISTICS, IMAGENET_STATISTICS, InputStatistics
+from pipeline.networks.model import Classifier, build_classifier
+from pipeline.networks.weight_names import fit_weights
+from pipeline.networks.weights import Download, fetch, load_first_weights, read_weights
 from transforms.chains import GRAY_MEAN, GRAY_STD, IMAGENET_MEAN, IMAGENET_STD
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.cohort.worksheet import SEPARATORS, read_columns
 from pipeline.errors import ConfigError
-from pipeline.worksheet import SEPARATORS, read_columns
 
 WANTED = ("file", "what")
 

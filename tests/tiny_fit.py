@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.config import Training
-from pipeline.feed import LabelledImages, Labels
-from pipeline.fit import HISTORY_COLUMNS, Fit, fit
+from pipeline.training.feed import LabelledImages, Labels
+from pipeline.training.fit import HISTORY_COLUMNS, Fit, fit
 from transforms.augment import Augmentations
 from transforms.intensity import to_levels
 

@@ -27,7 +27,7 @@ from transforms.spatial import ResizeMode, resize_chain
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_MEAN = (sum(IMAGENET_MEAN) / 3,)
-"""ImageNet's statistics for one gray channel: what folded weights (pipeline.model) expect."""
+"""ImageNet's statistics for one gray channel: what folded weights (pipeline.networks.model) expect."""
 GRAY_STD = (sum(IMAGENET_STD) / 3,)
 
 Crop = Literal["none", "body", "lungs"]

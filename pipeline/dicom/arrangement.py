@@ -1,7 +1,7 @@
 """Slices in any order → along their normal, one place each: what repeats is divided into phases, what is mixed is refused.
 
 Everything here follows from positions, orientations and the headers' traits (pipeline.dicom.slices); the order in which slices come
-does not matter. Tolerances are those by which pipeline.stacks divides the series of an index.
+does not matter. Tolerances are those by which pipeline.indexing.stacks divides the series of an index.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ Matrix = NDArray[np.float64]  # (4, 4)
 Points = NDArray[np.float64]  # (n, 3) mm, or (n, 2) indices
 
 UNIT_TOLERANCE = 0.02
-"""Of the squared length of direction cosines and of their product, as in pipeline.positions: some devices round to 2 decimals."""
+"""Of the squared length of direction cosines and of their product, as in pipeline.indexing.positions: some devices round to 2 decimals."""
 MAX_POSITION_MM = 1e6
 """A kilometre from the origin is no position in a patient."""
 OBLIQUE_BELOW = 0.8

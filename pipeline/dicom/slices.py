@@ -42,7 +42,7 @@ TRAITS: dict[str, tuple[tuple[str, str], ...]] = {
     "slice_thickness": (("PixelMeasuresSequence", "SliceThickness"), ("", "SliceThickness")),
     "acquisition_time": (("FrameContentSequence", "FrameAcquisitionDateTime"), ("", "AcquisitionTime")),
 }
-"""What may tell apart frames at one position, in the order tried (as pipeline.stacks has it), and where each stands: the functional
+"""What may tell apart frames at one position, in the order tried (as indexing.stacks has it), and where each stands: the functional
 group ("" is the top level) and the attribute."""
 MAX_FRAMES = 2**17
 """Of one file: more than any scanner writes."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
-import pipeline.positions
+import pipeline.indexing.positions
 from pipeline.dicom import arrangement, geometry
 from pipeline.dicom.geometry import (
     NoPlane,
@@ -73,7 +73,9 @@ def test_affines_agree_in_all_their_orders():
 def test_planes_are_named_as_the_index_names_them(orientation, name):
     normal = plane_of((0, 0, 0), orientation, (1, 1)).normal
     assert (
-        plane_name(normal) == name == pipeline.positions.PLANES[pipeline.positions.planes(np.array([orientation]))[0]]
+        plane_name(normal)
+        == name
+        == pipeline.indexing.positions.PLANES[pipeline.indexing.positions.planes(np.array([orientation]))[0]]
     )
     assert plane_name((1, 1, 1)) == "oblique"
 
@@ -144,12 +146,12 @@ def test_a_frames_own_group_goes_before_the_shared_one_and_the_top_level():
 
 
 def test_tolerances_are_those_by_which_series_become_stacks():
-    import pipeline.stacks
+    import pipeline.indexing.stacks
 
     for name in ("POSITION_TOLERANCE_MM", "IN_PLANE_TOLERANCE_MM", "MAX_SHEAR"):
-        assert getattr(arrangement, name) == getattr(pipeline.positions, name)
+        assert getattr(arrangement, name) == getattr(pipeline.indexing.positions, name)
     for name in ("COSINE_TOLERANCE", "PIXEL_SPACING_TOLERANCE_MM", "MAX_POSITION_MM"):
         own = arrangement if hasattr(arrangement, name) else geometry
-        assert getattr(own, name) == getattr(pipeline.stacks, name)
+        assert getattr(own, name) == getattr(pipeline.indexing.stacks, name)
     for name in ("UNIT_TOLERANCE", "OBLIQUE_BELOW"):
-        assert getattr(geometry, name) == getattr(pipeline.positions, name)
+        assert getattr(geometry, name) == getattr(pipeline.indexing.positions, name)

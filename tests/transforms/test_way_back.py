@@ -18,8 +18,8 @@ from torch import nn
 from pipeline.config import Network
 from pipeline.dicom.phantom_objects import ct_slice, save
 from pipeline.dicom.pixels import read_pixels
-from pipeline.explain import class_evidence, evidence_in_source
-from pipeline.model import Classifier
+from pipeline.networks.model import Classifier
+from pipeline.prediction.explain import class_evidence, evidence_in_source
 from transforms.augment import Augmentations, RandAugmentd
 from transforms.chains import prepare_chain
 from transforms.intensity import WINDOWS, Pixels, PixelUnit, to_metatensor

@@ -1,0 +1,1 @@
+"""What in a dataset tells the label without the anatomy."""

@@ -1,0 +1,1 @@
+"""Who is in: cases, labels, patients, and how they are divided."""

@@ -1,0 +1,1 @@
+"""What is evaluated: splits, units, folds, stresses."""

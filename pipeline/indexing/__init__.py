@@ -1,0 +1,1 @@
+"""What a source holds: every file found, read and accounted for."""

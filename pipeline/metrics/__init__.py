@@ -1,0 +1,1 @@
+"""Numbers with intervals: arrays in, numbers out."""

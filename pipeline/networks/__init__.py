@@ -1,0 +1,1 @@
+"""Networks, their geometry, and where their weights come from."""

@@ -1,0 +1,1 @@
+"""Files to prepared images, and the cache that keeps them."""
