@@ -91,6 +91,29 @@ def test_the_training_is_said(training: dict[str, Any], said: str):
     assert words != plain
 
 
+HEAD = {"weights": "start.pth", "trainable": "head"}
+
+
+@pytest.mark.parametrize(
+    ("network", "training", "name", "said"),
+    [
+        (HEAD, {}, "Augmentation", "none"),
+        (HEAD, {"feature_copies": 3}, "Augmentation", "3 varied copies of each image: noise up to 0.1"),
+        ({}, {}, "Augmentation", "noise up to 0.1"),
+        (
+            {"weights": "start.pth"},
+            {"unfreeze_every": 2},
+            "Trained part",
+            "the head first, one stage more every 2 epochs",
+        ),
+        ({"batch_norm": "keep"}, {}, "Batch norm", "that the weights came with"),
+    ],
+)
+def test_what_was_varied_and_trained_is_said(network: dict[str, Any], training: dict[str, Any], name: str, said: str):
+    words = training_words(_config(network=network, training=training, augmentation={"noise": 0.1}))
+    assert said in words[name]
+
+
 def test_the_network_and_its_start_are_said():
     facts = model_facts(
         network={"architecture": "timm:vgg16", "channels": 3, "head": "conv", "dropout": 0.5, "pooling": "attention"},

@@ -103,7 +103,9 @@ def chosen(validation: Validated, facts: ModelFacts, settings: Evaluation) -> Ch
         rule += [f"{name}: {found.warning}"] if found.warning else []
     warnings += rule[1:]
     if not thresholds and settings.threshold != Evaluation().threshold:
-        warnings.append("evaluation.threshold says nothing here: of more than two classes the most probable one is called")
+        warnings.append(
+            "evaluation.threshold says nothing here: of more than two classes the most probable one is called"
+        )
     told = "; ".join(rule) if thresholds else "the most probable class"
     scale = heatmap_scale(validation.evidence)
     return Chosen(temperature, thresholds, told, scale, tuple(filter(None, warnings)))
