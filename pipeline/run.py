@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -149,6 +150,7 @@ def write_model(run: Path, weights: Mapping[str, torch.Tensor], facts: Mapping[s
     """`model.safetensors`, then `model.json` with its checksum: a model.json is never there without its weights."""
     content = serialize_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     complete = ModelFacts(**facts, weights_sha256=hashlib.sha256(content).hexdigest())
+    _forget_figures_of_others(run, complete)
     write_whole(run / WEIGHTS_FILE, content)
     write_whole(run / MODEL_FILE, complete.model_dump_json(indent=2) + "\n")
     return complete
@@ -157,8 +159,19 @@ def write_model(run: Path, weights: Mapping[str, torch.Tensor], facts: Mapping[s
 def write_ensemble(run: Path, facts: Mapping[str, Any], members: Sequence[ModelFacts]) -> ModelFacts:
     """`model.json` of networks that speak as one; `facts["members"]` are their folders, in the order of `members`."""
     complete = ModelFacts(**facts, weights_sha256=joint_sha256(members))
+    _forget_figures_of_others(run, complete)
     write_whole(run / MODEL_FILE, complete.model_dump_json(indent=2) + "\n")
     return complete
+
+
+def _forget_figures_of_others(run: Path, facts: ModelFacts) -> None:
+    """Figures of weights that are no more go; those of this very model stay, as where a training that had ended is resumed."""
+    try:
+        same = read_model(run).digest == facts.digest
+    except RunError:
+        same = False
+    if not same:
+        shutil.rmtree(run / EVALUATION_FOLDER, ignore_errors=True)
 
 
 def joint_sha256(members: Sequence[ModelFacts]) -> str:

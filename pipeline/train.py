@@ -5,7 +5,6 @@ Where several processes train together (`training.distributed`), the first one i
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from pipeline.prediction.scope import scope_of
 from pipeline.prepared.dataset import input_statistics, windows_of
 from pipeline.progress import say
 from pipeline.run import (
-    EVALUATION_FOLDER,
     SPLIT_FILE,
     ModelFacts,
     findings_of,
@@ -150,7 +148,6 @@ def _write_model(
     decided = chosen(said, ModelFacts(**facts), task.config.evaluation)
     for warning in decided.warnings:
         say(f"warning: {warning}")
-    shutil.rmtree(task.out / EVALUATION_FOLDER, ignore_errors=True)  # figures of weights that are no more
     facts |= {
         "temperature": decided.temperature,
         "thresholds": decided.thresholds,

@@ -169,19 +169,9 @@ def test_each_parameter_changes_the_key(change: dict[str, object]):
     assert chain_name(Preprocessing(**(SETTINGS.model_dump() | change))) != chain_name(SETTINGS)
 
 
-def test_each_stress_has_images_of_its_own(tmp_path: Path, decoded: Path, root: Path):
-    """Neither takes the other's for its own, and `radloop cache` says which are which."""
-    files = pictures(tmp_path / "images", 3)
-    plain = prepare(files, Counted(SETTINGS))
-    stressed = prepare(files, Counted(SETTINGS, stress="frame_white"))
-    assert len(decoded.read_text().split()) == 6
-    assert len({chain_name(SETTINGS, stress) for stress in ("", "frame_white", "frame_black")}) == 3
-    expected = np.stack([Preparer(SETTINGS, stress="frame_white")(file).image for file in files])
-    np.testing.assert_array_equal(stressed.take(np.arange(3)), expected)
-    assert not np.array_equal(plain.take(np.arange(3)), expected)
-    assert_whole(prepare(files, Counted(SETTINGS)), files)
-    assert len(decoded.read_text().split()) == 6
-    assert sorted("stress frame_white" in entry.line(0.0) for entry in cache_folder.entries(root)) == [False, True]
+def test_what_is_under_a_stress_is_never_kept(tmp_path: Path):
+    with pytest.raises(ValueError, match="without keep_shown and stress"):
+        prepare(pictures(tmp_path / "images", 1), Preparer(SETTINGS, stress="frame_white"))
 
 
 def test_normalization_does_not_for_it_comes_later():
@@ -228,7 +218,7 @@ def test_the_code_version_is_of_all_modules_that_decide_what_an_image_is():
         "pipeline.dicom.pixels",
         "transforms.spatial",
     } <= reached - EXEMPT
-    assert {"transforms.region", "transforms.anatomy_search", "transforms.stress", "transforms.scaling"} <= set(code())
+    assert {"transforms.region", "transforms.anatomy_search", "transforms.scaling"} <= set(code())
     assert "transforms.sharpness" not in code()  # random variation comes after the cache
 
 

@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from pipeline import train as train_module
 from pipeline.cohort.cases import group_images
+from pipeline.cohort.split import for_fold
 from pipeline.config import Config, load_config
 from pipeline.errors import RunError
 from pipeline.evaluate import evaluate
@@ -24,7 +25,6 @@ from pipeline.prepared.dataset import image_files
 from pipeline.run import read_model
 from pipeline.train import train
 from pipeline.training.ensemble import mean_history
-from pipeline.training.task import fold_table
 from tests.small_runs import make_dataset
 
 FOLDS = 2
@@ -190,4 +190,4 @@ def test_a_history_is_the_mean_of_those_that_had_the_epoch():
 
 def test_a_folds_split_moves_only_its_own_cases():
     table = pd.DataFrame({"case_id": list("abc"), "split": ["train", "train", "test"], "fold": ["0", "1", ""]})
-    assert fold_table(table, 1)["split"].tolist() == ["train", "validation", "test"]
+    assert for_fold(table, 1)["split"].tolist() == ["train", "validation", "test"]

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from pipeline.config import load_config
 from pipeline.evaluate import evaluate
 from pipeline.infer import infer
-from pipeline.run import read_model
+from pipeline.run import read_manifest, read_model
 from pipeline.train import train
+from pipeline.training.task import first_network
 from tests.small_runs import CASES, make_dataset
 
 pytestmark = pytest.mark.slow
@@ -91,6 +94,19 @@ def test_kept_features_of_an_earlier_run_train_a_head(tmp_path: Path):
     start = [f"network.weights={tmp_path / 'first'}", "network.trainable=head", "training.feature_copies=2"]
     run, _ = _looped(tmp_path, config, *start, "augmentation.flip_horizontal=0.5")
     assert read_model(run).initial_weights == "first/model.safetensors"
+
+
+@pytest.mark.parametrize(("classes", "kept"), [(("left", "right"), True), (("right", "left"), False)])
+def test_a_head_of_other_classes_is_not_taken(tmp_path: Path, classes: tuple[str, ...], kept: bool):
+    """As many classes, but in another order: the earlier head would begin with the wrong answers."""
+    config = load_config(str(make_dataset(tmp_path / "data", cases=16)), ["training.epochs=1"])
+    train(config, tmp_path / "first", progress=False)
+    before = load_file(tmp_path / "first/model.safetensors")
+    for start in (tmp_path / "first", tmp_path / "first/model.safetensors"):
+        now = config.model_copy(update={"network": config.network.model_copy(update={"weights": str(start)})})
+        network, _ = first_network(now, read_manifest(tmp_path / "first").model_copy(update={"classes": list(classes)}))
+        assert torch.equal(network.head.weight, before["head.weight"]) == kept
+        assert torch.equal(network.backbone.conv1.weight, before["backbone.conv1.weight"])
 
 
 def test_the_run_says_which_images_it_saw(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

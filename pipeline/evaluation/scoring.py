@@ -1,7 +1,7 @@
 """A model on a subject: its predictions as tables, and as the arrays that numbers are made from.
 
 In: a `Subject` and a `TrainedModel`, perhaps with a stress on the images. Out: `Predictions`, whose tables are what evaluation writes.
-Images are prepared through the cache where it can be used; of an image nothing is kept but its logits.
+Images are prepared through the cache where it can be used, but under stress; of an image nothing is kept but its logits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.prediction.predict import (
     probability_columns,
 )  # fmt: skip
 from pipeline.prepared.cache import prepared_images
-from pipeline.prepared.dataset import Preparer, image_files
+from pipeline.prepared.dataset import ImageFile, Preparer, image_files
 from pipeline.progress import say, track
 from pipeline.run import ModelFacts
 
@@ -54,20 +54,21 @@ def predict_subject(model: TrainedModel, subject: Subject, *, stress: str = "", 
 
 
 def _results(model: TrainedModel, subject: Subject, stress: str, progress: bool) -> Iterator[ImageResult]:
-    """Each image's prediction; decoded into the cache, or without it where the cache cannot be used."""
+    """Each image's prediction; decoded into the cache, or without it where the cache cannot be used. Under stress it is passed by: each
+    stress is looked at once, and all of them would fill it many times over."""
     files, name = image_files(subject.images, subject.index.roots), f"{subject.name} images"
-    name += f" under {stress}" if stress else ""
-    preparer = Preparer(model.facts.preprocessing, stress=stress)
+    results = predict_files(model, files, stress=stress) if stress else _from_cache(model, files, name, progress)
+    yield from track(results, f"evaluating {name}{f' under {stress}' if stress else ''}", len(files), show=progress)
+
+
+def _from_cache(model: TrainedModel, files: list[ImageFile], name: str, progress: bool) -> Iterator[ImageResult]:
+    preparer = Preparer(model.facts.preprocessing)
     try:
         prepared = prepared_images(files, preparer, what=f"preparing {name}", progress=progress)
     except CacheError as error:
-        if stress:
-            raise
         say(f"{error}; this evaluation goes on without it")
-        results = predict_files(model, files)
-    else:
-        results = predict_prepared(model, files, prepared)
-    yield from track(results, f"evaluating {name}", len(files), show=progress)
+        return predict_files(model, files)
+    return predict_prepared(model, files, prepared)
 
 
 def scored(cases: pd.DataFrame, patients: pd.Series, facts: ModelFacts) -> Scored:

@@ -175,10 +175,18 @@ class ImageResult:
 
 
 def predict_files(
-    model: TrainedModel, files: Iterable[ImageFile], *, keep_shown: bool = False, workers: int | None = None
+    model: TrainedModel,
+    files: Iterable[ImageFile],
+    *,
+    keep_shown: bool = False,
+    stress: str = "",
+    workers: int | None = None,
 ) -> Iterator[ImageResult]:
-    """Each file decoded, prepared and predicted, in order; a stream, so memory does not grow with the number of files."""
-    preparer = Preparer(model.facts.preprocessing, keep_shown)
+    """Each file decoded, prepared and predicted, in order; a stream, so memory does not grow with the number of files.
+
+    `stress`: a name in `transforms.stress.STRESSES`, applied to each image before it is prepared.
+    """
+    preparer = Preparer(model.facts.preprocessing, keep_shown, stress)
     for batch in _batches(model, prepare_all(files, preparer, workers), lambda item: item[0].case_id):
         decoded = [(file, prepared) for file, prepared in batch if isinstance(prepared, Prepared)]
         levels = np.stack([prepared.image for _, prepared in decoded]) if decoded else NOTHING

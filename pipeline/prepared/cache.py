@@ -89,9 +89,11 @@ def prepared_images(
 
     Raises CacheError where the cache cannot be used, or its disk is full.
     """
-    if preparer.keep_shown:
-        raise ValueError("the cache has no pictures: expected a Preparer without keep_shown")
-    folder = open_chain(preparer.preprocessing, fallback, preparer.stress)
+    if preparer.keep_shown or preparer.stress:
+        raise ValueError(
+            "the cache has neither pictures nor stresses: expected a Preparer without keep_shown and stress"
+        )
+    folder = open_chain(preparer.preprocessing, fallback)
     store = Store(folder.path, preparer.preprocessing.channels, preparer.preprocessing.size)
     keys, first, place = np.unique(file_keys(files), return_index=True, return_inverse=True)
     places = Places(keys)

@@ -91,16 +91,15 @@ def cache_root() -> Path:
     return base / "radloop" / "prepared"
 
 
-def open_chain(preprocessing: Preprocessing, fallback: Path | None = None, stress: str = "") -> ChainFolder:
+def open_chain(preprocessing: Preprocessing, fallback: Path | None = None) -> ChainFolder:
     """The chain's folder in the cache, made where it is missing; in `fallback` where the cache cannot be written, which is then said.
-    What is prepared under a stress has a folder of its own.
 
     CacheError where there is no `fallback`, or where the cache is somebody else's.
     """
     root = cache_root()
     try:
         _own_folder(root)
-        return _locked_chain(root, preprocessing, stress)
+        return _locked_chain(root, preprocessing)
     except OSError as error:
         why = f"{root}: prepared images cannot be kept here ({error.strerror})"
         if fallback is None:
@@ -108,7 +107,7 @@ def open_chain(preprocessing: Preprocessing, fallback: Path | None = None, stres
         say(f"{why}; they go to {fallback}, and other runs cannot use them; {CACHE_VARIABLE} names another folder")
     try:
         _own_folder(fallback)
-        return _locked_chain(fallback, preprocessing, stress)
+        return _locked_chain(fallback, preprocessing)
     except OSError as error:
         raise CacheError(f"{fallback}: prepared images cannot be kept here ({error.strerror})") from error
 
@@ -207,11 +206,11 @@ def _refuse_foreign(folder: Path) -> None:
         raise CacheError(f"{folder}: expected a folder for prepared images")
 
 
-def _locked_chain(root: Path, preprocessing: Preprocessing, stress: str) -> ChainFolder:
-    path = root / chain_name(preprocessing, stress)
+def _locked_chain(root: Path, preprocessing: Preprocessing) -> ChainFolder:
+    path = root / chain_name(preprocessing)
     descriptor = _locked_folder(path)
     facts = {
-        "preprocessing": chain_settings(preprocessing, stress),
+        "preprocessing": chain_settings(preprocessing),
         "radloop": pipeline.__version__,
         "code": code_version(),
     }

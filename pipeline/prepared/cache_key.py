@@ -44,6 +44,7 @@ EXEMPT = frozenset(
             "pipeline.identity",
         ),  # values, which are in the key themselves, and tables
         *("transforms", "transforms.augment", "transforms.batch", "transforms.drawing"),  # what comes after the cache
+        "transforms.stress",  # what is prepared under a stress is not kept
     }
 )
 """What `START` imports that decides no pixel."""
@@ -85,15 +86,14 @@ def code() -> dict[str, bytes]:
     return found
 
 
-def chain_settings(preprocessing: Preprocessing, stress: str = "") -> dict[str, Any]:
-    """What decides a prepared image: of the configuration, and the stress that it was put under."""
-    settings = preprocessing.model_dump(mode="json", exclude={"normalization"})
-    return settings | {"stress": stress} if stress else settings
+def chain_settings(preprocessing: Preprocessing) -> dict[str, Any]:
+    """What of the configuration decides a prepared image."""
+    return preprocessing.model_dump(mode="json", exclude={"normalization"})
 
 
-def chain_name(preprocessing: Preprocessing, stress: str = "") -> str:
+def chain_name(preprocessing: Preprocessing) -> str:
     """Names chain and code, 32 hexadecimal digits."""
-    told = json.dumps([chain_settings(preprocessing, stress), code_version()], sort_keys=True)
+    told = json.dumps([chain_settings(preprocessing), code_version()], sort_keys=True)
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 

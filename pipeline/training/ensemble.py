@@ -6,7 +6,6 @@ predictions together, each case by the one member that was not trained on it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pandas as pd
 from pipeline.config import Evaluation
 from pipeline.files import file_digest
 from pipeline.run import (
-    EVALUATION_FOLDER,
     HISTORY_FILE,
     SPLIT_FILE,
     ModelFacts,
@@ -46,7 +44,6 @@ def make_ensemble(
         "split_sha256": file_digest(out / SPLIT_FILE),
     }
     write_table(out / HISTORY_FILE, mean_history([pd.read_csv(out / name / HISTORY_FILE) for name in folders]))
-    shutil.rmtree(out / EVALUATION_FOLDER, ignore_errors=True)  # figures of weights that are no more
     return write_ensemble(out, facts, members), decided
 
 

@@ -13,7 +13,7 @@ import torch
 from pipeline.cohort.cases import Cases, columns_needed
 from pipeline.cohort.dataset_split import dataset_split
 from pipeline.cohort.labels import check_labels, labelled_cases
-from pipeline.cohort.split import Split
+from pipeline.cohort.split import Split, for_fold
 from pipeline.cohort.split_file import left_out
 from pipeline.config import Config, digest
 from pipeline.identity import IdentityKey
@@ -52,11 +52,6 @@ def fold_folder(fold: int) -> str:
     return f"fold-{fold}"
 
 
-def fold_table(table: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """The split in which `fold` (column `fold`) validates and the others train."""
-    return table.assign(split=table["split"].mask(table["fold"] == str(fold), "validation"))
-
-
 @dataclass(frozen=True)
 class Task:
     """A training whose dataset is known and divided, into the run folder `out`."""
@@ -76,7 +71,7 @@ class Task:
         return replace(
             self,
             manifest=self.manifest.model_copy(update={"split": rule}),
-            split=Split(fold_table(self.split.table, fold)),
+            split=Split(for_fold(self.split.table, fold)),
             out=self.out / fold_folder(fold),
         )
 
