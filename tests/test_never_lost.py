@@ -6,7 +6,7 @@ import functools
 import io
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,15 @@ def _run(run: Path, moment: str, number: int, every_s: float) -> None:
         setattr(owner, moment, _counted(getattr(owner, moment), left))
     torch.set_num_threads(1)
     tiny_fit(run, **RECIPE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the processes that are killed: with another number of threads, sums are added up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
