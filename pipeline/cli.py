@@ -10,9 +10,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from pipeline import __version__
 from pipeline.errors import ConfigError, RadloopError
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 DONE, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -44,7 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"radloop {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_data_commands(commands)
+    _add_model_commands(commands)
+    _add_other_commands(commands)
+    return parser
 
+
+def _add_data_commands(commands: Commands) -> None:
+    """What a source holds, and what a dataset is worth."""
     index = _command(
         commands, "index", _index, "account for every file of a source", "radloop index export/ --out index/"
     )
@@ -67,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_root(audit)
 
+
+def _add_model_commands(commands: Commands) -> None:
+    """To a model, its figures, and its predictions."""
     train = _command(commands, "train", _train, "train a model", "radloop train ct_slices --root data/ --out runs/ct")
     train.add_argument("config", metavar="CONFIG", help="a shipped configuration's name, or a YAML file")
     train.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder to make")
@@ -106,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--split",
         default="",
-        help="train, validation, test or cross_validation; where not given: test, or for folds cross_validation",
+        help="train, validation, test or cross-validation; where not given: test, or for folds cross-validation",
     )
     compare.add_argument("--out", type=Path, metavar="DIR", help="for compare.json")
 
@@ -127,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_root(infer)
 
+
+def _add_other_commands(commands: Commands) -> None:
+    """Beside the way from export to model and back."""
     volume = _command(
         commands,
         "volume",
@@ -169,11 +185,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="made anew; demo where not given")
 
     _command(commands, "doctor", _doctor, "versions, devices and decoders", "radloop doctor")
-    return parser
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: Commands,
     name: str,
     run: Callable[[argparse.Namespace], int],
     what: str,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, Resized
 
+from tests.varied import EVERYTHING
 from transforms.augment import Augmentations, RandAugmentd, augment_batch, composed_affines
 from transforms.spatial import index_affine
 
@@ -18,22 +19,6 @@ TOLERANCE = 1e-4
 AFFINE_TOLERANCE = 1e-9
 """Affines are float64 throughout."""
 MOVING = Augmentations(flip_horizontal=0.5, flip_vertical=0.5, zoom=0.3, stretch=0.1, shift=0.2, rotate=180)
-EVERYTHING = Augmentations(
-    flip_horizontal=0.5,
-    flip_vertical=0.5,
-    zoom=0.3,
-    stretch=0.2,
-    shift=0.2,
-    rotate=90.0,
-    contrast=0.4,
-    window=0.1,
-    gamma=0.3,
-    blur=1.5,
-    sharpen=1.0,
-    coarse=0.6,
-    noise=0.1,
-    cutout=0.5,
-)
 
 
 def _image(shape: tuple[int, ...], seed: int = 0) -> MetaTensor:

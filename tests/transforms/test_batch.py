@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Affine, Compose, Flip, Rotate, SpatialResample
 
+from tests.varied import EVERYTHING
 from transforms.augment import Augmentations, Drawn, augment_batch, composed_affines, draw, noise_seed, uniforms
 from transforms.drawing import centred_affines, cutout_bounds
 
@@ -24,22 +25,6 @@ LANDMARK_TOLERANCE = 0.05
 """Pixels: the centroid of a sampled blob is exact only for one that is smooth and wholly inside."""
 
 MOVING = Augmentations(flip_horizontal=0.5, flip_vertical=0.5, zoom=0.5, stretch=0.3, shift=0.4, rotate=180)
-EVERYTHING = Augmentations(
-    flip_horizontal=0.5,
-    flip_vertical=0.5,
-    zoom=0.3,
-    stretch=0.2,
-    shift=0.2,
-    rotate=90.0,
-    contrast=0.4,
-    window=0.1,
-    gamma=0.3,
-    blur=1.5,
-    sharpen=1.0,
-    coarse=0.6,
-    noise=0.1,
-    cutout=0.5,
-)
 
 MOVES = ("flip", "zoom", "stretch", "shift", "angle")
 """Fields of `Drawn` that move pixels."""

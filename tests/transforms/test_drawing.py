@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Augmentation
+from tests.varied import EVERYTHING
 from transforms.drawing import (
     DRAWS,
     Augmentations,
@@ -26,22 +27,6 @@ from transforms.drawing import (
 MANY = 20_000
 SIGMAS = 5.0
 """A statistic of honest uniforms is beyond so many of its standard errors once in 1.7 million; seeds here are fixed, so never again."""
-EVERYTHING = Augmentations(
-    flip_horizontal=0.5,
-    flip_vertical=0.5,
-    zoom=0.3,
-    stretch=0.2,
-    shift=0.2,
-    rotate=90.0,
-    contrast=0.4,
-    window=0.1,
-    gamma=0.3,
-    blur=1.5,
-    sharpen=1.0,
-    coarse=0.6,
-    noise=0.1,
-    cutout=0.5,
-)
 
 numbers_64 = st.integers(0, 2**63 - 1)
 
