@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,7 +27,10 @@ class Settings(BaseModel):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def find_shipped(kind: Literal["configs", "data_manifests"], name_or_path: str) -> Path:
+Shipped = Literal["configs", "configs/profiles", "data_manifests"]
+
+
+def find_shipped(kind: Shipped, name_or_path: str) -> Path:
     """The file that a name or a path means. Shipped files are inside the package, or beside it in a source tree."""
     given = Path(name_or_path)
     if given.suffix in (".yaml", ".yml"):
@@ -45,7 +48,7 @@ def find_shipped(kind: Literal["configs", "data_manifests"], name_or_path: str) 
     raise ConfigError(f"{name_or_path}: expected a .yaml file or one of the shipped {kind} ({', '.join(names)}).{hint}")
 
 
-def shipped_names(kind: Literal["configs", "data_manifests"]) -> list[str]:
+def shipped_names(kind: Shipped) -> list[str]:
     """Names of the YAML files that came with radloop."""
     return sorted({path.stem for folder in _shipped_folders(kind) for path in folder.glob("*.yaml")})
 
@@ -53,9 +56,7 @@ def shipped_names(kind: Literal["configs", "data_manifests"]) -> list[str]:
 def is_shipped(path: Path) -> bool:
     """Whether a file came with radloop, so that its folder is no place for anything of the user's."""
     return any(
-        path.resolve().parent == folder.resolve()
-        for kind in ("configs", "data_manifests")
-        for folder in _shipped_folders(kind)
+        path.resolve().parent == folder.resolve() for kind in get_args(Shipped) for folder in _shipped_folders(kind)
     )
 
 

@@ -20,7 +20,7 @@ ROWS = [
     {"dicom"},
     {"work", "render", "raster", "nifti", "transforms", "progress"},
     {
-        *("config", "settings", "image_settings", "training_settings", "manifest", "rule_settings"),
+        *("config", "settings", "image_settings", "training_settings", "profile_settings", "manifest", "rule_settings"),
         *("label_arrays", "identity", "columns", "arrow", "wording", "errors", "files", "archive"),
     },
 ]

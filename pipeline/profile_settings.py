@@ -1,0 +1,103 @@
+"""A site's profile: which objects are written, how their series are numbered and called, what is burned in and in which words.
+
+Shipped ones are in `configs/profiles/`; a site copies one and names its path: `radloop infer RUN SOURCE --out OUT --profile my_site.yaml`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline import RESEARCH_ONLY
+from pipeline.settings import Settings
+
+KINDS = ("sc", "sc-multiframe", "overlay", "gsps", "seg", "pmap", "sr", "kos", "pdf")
+"""Every kind of object, in the order in which they are made: later ones refer to earlier ones."""
+Kind = Literal["sc", "sc-multiframe", "overlay", "gsps", "seg", "pmap", "sr", "kos", "pdf"]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Colors(Settings):
+    """How evidence is coloured."""
+
+    colormap: str = "plasma"
+    """A name of matplotlib's: lightness should rise evenly, and nothing rest on red against green."""
+    range: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.4, 0.95)
+    """The part of the colormap that is used, from no evidence to the full scale."""
+    opacity: Fraction = 0.5
+    """Of the strongest evidence: anatomy stays visible under it."""
+    outline: tuple[int, int, int] = (255, 190, 60)
+    """RGB of outlines, where a kind of object has colours for them."""
+
+
+class BurnedIn(Settings):
+    """What stands in the pixels of pictures, below the image."""
+
+    legend: bool = True
+    """The colours' meaning, and the size of a feature cell."""
+    prediction: bool = True
+    """The findings with their probabilities."""
+    model: bool = True
+    """The model's name and digest, and radloop's version."""
+
+
+class Texts(Settings):
+    """What people read, in the site's language. `{...}` are filled in. Attributes of objects take these in ASCII."""
+
+    research_only: str = RESEARCH_ONLY
+    """Always said, on everything."""
+    prediction: str = "{name}, probability {probability}"
+    """One finding that is called."""
+    no_finding: str = "no finding reaches its threshold"
+    """Of several possible findings none is called."""
+    evidence: str = "evidence for {name}"
+    """The legend's title."""
+    no_evidence: str = "no evidence above 0"
+    """In place of the legend's bar."""
+    or_more: str = "or more"
+    """Behind the scale's end."""
+    cell: str = "one feature cell is {size}; finer detail is interpolation"
+    """The legend's last line."""
+    images: str = "mean of {count} images"
+    """How several images became one result."""
+    images_attention: str = "{count} images, weighed by attention"
+    images_volume: str = "{count} images as one volume"
+    key_image: str = "this one is key image {place} of {count}"
+    warning: str = "Warning: "
+    """Before what must not be overlooked."""
+    model: str = "model {name}, radloop {version}, {digest}"
+
+
+class Profile(Settings):
+    """What a site wants of the objects."""
+
+    name: str = "standard"
+    write: list[Kind] = ["sc"]
+    """Kinds of objects, where the command line names none."""
+    series_number: Annotated[int, Field(ge=1, le=2**31 - 100)] = 9000
+    """Of the first kind's series; each other kind has its own, counted on from it in the order of `KINDS`."""
+    series_numbers: dict[Kind, Annotated[int, Field(ge=1, le=2**31 - 1)]] = {}
+    """For single kinds another one."""
+    series_descriptions: dict[Kind, str] = {}
+    """For single kinds another one than radloop's own; `{model}` is filled in."""
+    region: Fraction = 0.5
+    """From which share of the run's scale on evidence is outlined and segmented."""
+    segmentation: Literal["binary", "fractional"] = "binary"
+    """What `seg` holds: the region, or evidence as a share of the scale, 0 to 1."""
+    compression: Literal["none", "rle", "jpeg-ls", "jpeg2000"] = "none"
+    """Of pixels that are written, always lossless."""
+    timezone: Annotated[str, Field(pattern=r"^([+-](0\d|1[0-4])[0-5]\d)?$")] = ""
+    """TimezoneOffsetFromUTC where the source declares none, e.g. "+0100"; '' leaves it out."""
+    colors: Colors = Colors()
+    burned_in: BurnedIn = BurnedIn()
+    texts: Texts = Texts()
+
+    @field_validator("write")
+    @classmethod
+    def _once(cls, value: list[Kind]) -> list[Kind]:
+        return [kind for kind in KINDS if kind in value]
+
+    def series_number_of(self, kind: Kind) -> int:
+        """SeriesNumber of the series that `kind` has in a study."""
+        return self.series_numbers.get(kind, self.series_number + KINDS.index(kind))
