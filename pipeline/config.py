@@ -77,10 +77,10 @@ class Evaluation(Settings):
 class Output(Settings):
     """What inference writes."""
 
-    series_number: Annotated[int, Field(ge=1, le=2**31 - 1)] = 9000
-    """SeriesNumber of radloop's series in the source's study."""
+    profile: str = "standard"
+    """The site's profile, which says what objects are written and how: a shipped one's name, or a path (`pipeline.profile_settings`)."""
     key_images: Annotated[int, Field(ge=1)] = 3
-    """Objects a case of many images: those images with the highest probability of the class shown."""
+    """Key images of a case of many: those with the highest probability of the class shown."""
 
 
 class Config(Settings):

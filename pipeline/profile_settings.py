@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline import RESEARCH_ONLY
-from pipeline.settings import Settings
+from pipeline.settings import Settings, digest, find_shipped, parse_settings, read_yaml
 
 KINDS = ("sc", "sc-multiframe", "overlay", "gsps", "seg", "pmap", "sr", "kos", "pdf")
 """Every kind of object, in the order in which they are made: later ones refer to earlier ones."""
@@ -68,6 +68,29 @@ class Texts(Settings):
     """Before what must not be overlooked."""
     model: str = "model {name}, radloop {version}, {digest}"
 
+    @model_validator(mode="after")
+    def _can_be_filled_in(self) -> Texts:
+        for name in type(self).model_fields:
+            try:
+                getattr(self, name).format_map(dict.fromkeys(_FILLED_IN.get(name, ()), ""))
+            except (KeyError, ValueError, IndexError, AttributeError):
+                known = ", ".join(f"{{{word}}}" for word in _FILLED_IN.get(name, ())) or "none"
+                raise ValueError(f"texts.{name}: what can be filled in here: {known}") from None
+        return self
+
+
+_FILLED_IN = {
+    "prediction": ("name", "probability"),
+    "evidence": ("name",),
+    "cell": ("size",),
+    "images": ("count",),
+    "images_attention": ("count",),
+    "images_volume": ("count",),
+    "key_image": ("place", "count"),
+    "model": ("name", "version", "digest"),
+}
+"""For each of `Texts` the words in braces that it may hold."""
+
 
 class Profile(Settings):
     """What a site wants of the objects."""
@@ -101,3 +124,14 @@ class Profile(Settings):
     def series_number_of(self, kind: Kind) -> int:
         """SeriesNumber of the series that `kind` has in a study."""
         return self.series_numbers.get(kind, self.series_number + KINDS.index(kind))
+
+    @property
+    def content_digest(self) -> str:
+        """Of what changes an object: not the profile's name, nor which kinds are written beside it."""
+        return digest(self.model_copy(update={"name": "", "write": []}))
+
+
+def load_profile(name_or_path: str) -> Profile:
+    """The profile of a shipped name or a file; ConfigError where it is none."""
+    path = find_shipped("configs/profiles", name_or_path)
+    return parse_settings(Profile, read_yaml(path), str(path))
