@@ -42,6 +42,7 @@ from pipeline.files import whole_file
 MANUFACTURER = "radloop"
 SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
 ACQUISITION_EQUIPMENT = Code("109101", "DCM", "Acquisition Equipment")
+PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
 
 VOLATILE = frozenset(
     {
@@ -84,12 +85,14 @@ class SourceFrame:
     digest: str
 
 
-def shared_attributes(source: Dataset, algorithm: Algorithm, created: datetime.datetime) -> Dataset:
+def shared_attributes(
+    source: Dataset, algorithm: Algorithm, created: datetime.datetime, *, timezone: str = ""
+) -> Dataset:
     """Patient, study, equipment, contributing equipment and times for an object derived from `source` (`as_source`).
 
-    `created` with a time zone is written in the zone that the source declares, else as it stands: all times of a
-    dataset are in one zone (PS3.3 C.12.1.1.8). Modality, series and UIDs are the object's own. Raises ObjectError where
-    one of `KEPT` is not valid; an empty PatientID is.
+    `created` with a time zone is written in the zone that the source declares, else in `timezone` (+HHMM), which is then declared, else
+    as it stands: all times of a dataset are in one zone (PS3.3 C.12.1.1.8). Modality, series and UIDs are the object's own. Raises
+    ObjectError where one of `KEPT` is not valid; an empty PatientID is.
     """
     shared = Dataset()
     for keyword in TYPE_2:
@@ -110,12 +113,15 @@ def shared_attributes(source: Dataset, algorithm: Algorithm, created: datetime.d
     shared.Manufacturer = MANUFACTURER
     shared.ManufacturerModelName = algorithm.name
     shared.SoftwareVersions = algorithm.version
+    if timezone and "TimezoneOffsetFromUTC" not in shared:
+        shared.TimezoneOffsetFromUTC = timezone
+    local = _in_zone(created, shared.get("TimezoneOffsetFromUTC"))
     scanner = carry_all(source, EQUIPMENT, Dataset())
     if "Manufacturer" in scanner:
         scanner.ContributionDescription = "Acquired the source image"
         scanner.PurposeOfReferenceCodeSequence = [code_item(ACQUISITION_EQUIPMENT)]
-        shared.ContributingEquipmentSequence = [scanner]
-    local = _in_zone(created, shared.get("TimezoneOffsetFromUTC"))
+    model = _model_equipment(algorithm, local)
+    shared.ContributingEquipmentSequence = [scanner, model] if "Manufacturer" in scanner else [model]
     for name in ("Content", "InstanceCreation"):
         setattr(shared, f"{name}Date", local.strftime("%Y%m%d"))
         setattr(shared, f"{name}Time", local.strftime("%H%M%S.%f"))
@@ -255,6 +261,19 @@ def _file_meta(dataset: Dataset) -> FileMetaDataset:
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = f"radloop {__version__}"[:16]
     return meta
+
+
+def _model_equipment(algorithm: Algorithm, local: datetime.datetime) -> Dataset:
+    """The model as contributing equipment (PS3.3 C.12.1.1.5), its digest as the UID of a device."""
+    model = Dataset()
+    model.Manufacturer = MANUFACTURER
+    model.ManufacturerModelName = ascii_text(algorithm.model_name, 64)  # LO
+    model.SoftwareVersions = ascii_text(algorithm.version, 64)
+    model.DeviceUID = uid_from("model", algorithm.model_digest)
+    model.ContributionDateTime = local.strftime("%Y%m%d%H%M%S.%f")
+    model.ContributionDescription = "Model that predicted the result"
+    model.PurposeOfReferenceCodeSequence = [code_item(PROCESSING_EQUIPMENT)]
+    return model
 
 
 def _in_zone(created: datetime.datetime, offset: str | None) -> datetime.datetime:
