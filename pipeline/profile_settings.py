@@ -22,13 +22,24 @@ class Colors(Settings):
     """How evidence is coloured."""
 
     colormap: str = "plasma"
-    """A name of matplotlib's: lightness should rise evenly, and nothing rest on red against green."""
+    """A name of matplotlib's. plasma's lightness rises evenly and nothing in it rests on red against green: more looks like more to
+    colour-blind readers, too."""
     range: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.4, 0.95)
-    """The part of the colormap that is used, from no evidence to the full scale."""
+    """The part of the colormap that is used, from no evidence to the full scale. Of plasma magenta to yellow: its dark start would
+    blacken lung, its palest end vanish on bone."""
     opacity: Fraction = 0.5
     """Of the strongest evidence: anatomy stays visible under it."""
     outline: tuple[int, int, int] = (255, 190, 60)
     """RGB of outlines, where a kind of object has colours for them."""
+
+    @field_validator("colormap")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        from matplotlib import colormaps
+
+        if value not in colormaps:
+            raise ValueError("expected a colormap of matplotlib, e.g. plasma, inferno or viridis")
+        return value
 
 
 class BurnedIn(Settings):

@@ -3,7 +3,7 @@
 In: `gray` (rows, columns) float32, 0 black to 1 white, as a reader should see the image; `evidence` (rows, columns)
 float32 in the same pixels, above 0 where the image speaks for the class. Out: uint8 RGB (rows, columns, 3). Nothing is
 resampled, and nothing but the colour of the evidence is drawn over anatomy. The colour scale is the caller's, one for a
-whole run.
+whole run; colours and words are a site's profile's.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.profile_settings import Colors, Texts
+
 FloatImage = NDArray[np.float32]  # (rows, columns)
 Picture = NDArray[np.uint8]  # (rows, columns, 3) RGB
 
-COLORMAP = "plasma"
-"""Lightness rises evenly and nothing rests on red against green: more looks like more to colour-blind readers, too."""
-COLORMAP_RANGE = (0.4, 0.95)
-"""Magenta to yellow: the dark start would blacken lung, the palest end vanish on bone."""
-MAXIMUM_OPACITY = 0.5
-"""Anatomy stays visible under the strongest evidence."""
 COLOR_STEPS = 256
 
 MINIMUM_CANVAS_COLUMNS = 400
@@ -39,8 +35,7 @@ LEGEND_GRAYS = (0.1, 0.6)
 TEXT_COLOR = (235, 235, 235)
 WARNING_COLOR = (255, 190, 60)
 """Amber: apart from white for every reader; warnings also begin with the word."""
-WARNING_PREFIX = "Warning: "
-NO_EVIDENCE = "no evidence above 0"
+USUAL_COLORS, USUAL_TEXTS = Colors(), Texts()
 
 
 @dataclass(frozen=True)
@@ -53,20 +48,23 @@ class Legend:
     cell: str
 
 
-def overlay(gray: FloatImage, evidence: FloatImage | None, scale: float) -> Picture:
+def overlay(gray: FloatImage, evidence: FloatImage | None, scale: float, colors: Colors = USUAL_COLORS) -> Picture:
     """Evidence above 0 in colour over `gray`, its opacity growing with evidence / `scale`, full from `scale` on.
 
     Where evidence is 0 or less, or None, the gray image stays as it is: `rint(255 gray)` in all three channels.
     Raises ValueError for shapes that differ, values that are not finite, or a scale that is not above 0.
     """
     _check(gray, evidence, scale)
-    base = np.clip(gray, 0.0, 1.0).astype(np.float32)[..., None].repeat(3, axis=2)
-    if evidence is not None:
-        strength = np.clip(evidence / np.float32(scale), 0.0, 1.0)
-        colors = _colors()[np.rint(strength * (COLOR_STEPS - 1)).astype(np.intp)]
-        opacity = (MAXIMUM_OPACITY * strength)[..., None]
-        base = base * (1.0 - opacity) + colors * opacity
-    return np.rint(base * 255.0).astype(np.uint8)
+    base = np.clip(gray, 0.0, 1.0).astype(np.float32)
+    picture = np.repeat(np.rint(base * 255.0).astype(np.uint8)[..., None], 3, axis=2)
+    colored = np.zeros(gray.shape, dtype=bool) if evidence is None else evidence > 0
+    if evidence is not None and colored.any():
+        strength = np.minimum(evidence[colored] / np.float32(scale), np.float32(1.0))
+        painted = colormap(colors)[np.rint(strength * (COLOR_STEPS - 1)).astype(np.intp)]
+        opacity = (np.float32(colors.opacity) * strength)[:, None]
+        mixed = base[colored][:, None] * (1.0 - opacity) + painted * opacity
+        picture[colored] = np.rint(mixed * 255.0).astype(np.uint8)
+    return picture
 
 
 def result_picture(
@@ -76,19 +74,22 @@ def result_picture(
     lines: Sequence[str],
     legend: Legend | None,
     warnings: Sequence[str] = (),
+    *,
+    colors: Colors = USUAL_COLORS,
+    texts: Texts = USUAL_TEXTS,
 ) -> Picture:
     """The overlay, unscaled, at the top left; below it on black the legend, the text lines and, in amber, the warnings.
 
     (H, W, 3) with W = max(columns, MINIMUM_CANVAS_COLUMNS), H = rows + the panel's. Long lines wrap. Letters that the
     font lacks are written without their accents, or as '?'. Errors as `overlay`.
     """
-    image = overlay(gray, evidence, scale)
+    image = overlay(gray, evidence, scale, colors)
     rows, columns = gray.shape
     width = max(columns, MINIMUM_CANVAS_COLUMNS)
     any_evidence = evidence is not None and bool((evidence > 0).any())
-    parts = [] if legend is None else _legend(legend, width, any_evidence=any_evidence)
+    parts = [] if legend is None else _legend(legend, width, any_evidence, colors, texts)
     parts += [_text(line, width, TEXT_COLOR) for line in lines]
-    parts += [_text(WARNING_PREFIX + warning, width, WARNING_COLOR) for warning in warnings]
+    parts += [_text(texts.warning + warning, width, WARNING_COLOR) for warning in warnings]
     top = np.zeros((rows, width, 3), np.uint8)
     top[:, :columns] = image
     gap = np.zeros((_text_pixels(width) // 2, width, 3), np.uint8)
@@ -106,46 +107,54 @@ def _check(gray: FloatImage, evidence: FloatImage | None, scale: float) -> None:
         raise ValueError(f"scale: expected a finite number above 0, found {scale}")
 
 
-@lru_cache(maxsize=1)
-def _colors() -> NDArray[np.float32]:
+@lru_cache(maxsize=8)
+def colormap(colors: Colors) -> NDArray[np.float32]:
     """(COLOR_STEPS, 3) RGB 0-1 from no evidence to full scale."""
     from matplotlib import colormaps
 
-    return colormaps[COLORMAP](np.linspace(*COLORMAP_RANGE, COLOR_STEPS))[:, :3].astype(np.float32)
+    return colormaps[colors.colormap](np.linspace(*colors.range, COLOR_STEPS))[:, :3].astype(np.float32)
 
 
-def _legend(legend: Legend, width: int, *, any_evidence: bool) -> list[Picture]:
+def _legend(legend: Legend, width: int, any_evidence: bool, colors: Colors, texts: Texts) -> list[Picture]:
     """The label, the bar with its ticks, and the cell's size; without evidence the label and the words for it."""
     label = f"{legend.label} ({legend.unit})" if legend.unit else legend.label
     cell = [_text(legend.cell, width, TEXT_COLOR)] if legend.cell else []
     if not any_evidence:
-        return [_text(f"{label}: {NO_EVIDENCE}", width, TEXT_COLOR), *cell]
-    return [_text(label, width, TEXT_COLOR), _bar(legend.scale, width), _ticks(legend.scale, width), *cell]
+        return [_text(f"{label}: {texts.no_evidence}", width, TEXT_COLOR), *cell]
+    bar, ticks = _bar(legend.scale, width, colors), _ticks(legend.scale, width, texts.or_more)
+    return [_text(label, width, TEXT_COLOR), bar, ticks, *cell]
 
 
-def _bar(scale: float, width: int) -> Picture:
+@lru_cache(maxsize=16)
+def _bar(scale: float, width: int, colors: Colors) -> Picture:
     """The colours from 0 to `scale`, over dark gray above and over light gray below."""
     margin, size = _margin(width), _text_pixels(width)
     ramp = np.linspace(0.0, scale, width - 2 * margin, dtype=np.float32)[None].repeat(size, axis=0)
     grays = np.full_like(ramp, LEGEND_GRAYS[0])
     grays[size // 2 :] = LEGEND_GRAYS[1]
     canvas = np.zeros((size, width, 3), np.uint8)
-    canvas[:, margin : width - margin] = overlay(grays, ramp, scale)
+    canvas[:, margin : width - margin] = overlay(grays, ramp, scale, colors)
     return canvas
 
 
-def _ticks(scale: float, width: int) -> Picture:
+@lru_cache(maxsize=16)
+def _ticks(scale: float, width: int, or_more: str) -> Picture:
     """0, half and full scale under the bar; full scale says that it stands for more, too."""
     margin, size, font = _margin(width), _text_pixels(width), _font(_text_pixels(width))
     canvas = Image.new("RGB", (width, _line_pixels(size)))
     draw = ImageDraw.Draw(canvas)
-    for share, anchor, text in ((0.0, "la", "0"), (0.5, "ma", f"{scale / 2:.3g}"), (1.0, "ra", f"{scale:.3g} or more")):
+    for share, anchor, text in (
+        (0.0, "la", "0"),
+        (0.5, "ma", f"{scale / 2:.3g}"),
+        (1.0, "ra", f"{scale:.3g} {or_more}"),
+    ):
         position = margin + share * (width - 2 * margin - 1)
         draw.line([(position, 0), (position, size // 4)], fill=TEXT_COLOR, width=max(1, size // 12))
         draw.text((position, size // 4), text, font=font, fill=TEXT_COLOR, anchor=anchor)
     return np.asarray(canvas)
 
 
+@lru_cache(maxsize=64)
 def _text(text: str, width: int, color: tuple[int, int, int]) -> Picture:
     """`text` on black, wrapped to `width`: (as many rows as it needs, width, 3)."""
     size, margin = _text_pixels(width), _margin(width)

@@ -55,7 +55,7 @@ def test_the_scale_is_not_stretched_to_the_image() -> None:
 
 
 def test_lightness_of_the_map_rises_evenly() -> None:
-    luma = render._colors()[::4] @ np.array([0.299, 0.587, 0.114])
+    luma = render.colormap(render.USUAL_COLORS)[::4] @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(luma) > 0).all()
 
 
@@ -101,7 +101,7 @@ def test_the_text_without_evidence_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     real = render._text
     monkeypatch.setattr(render, "_text", lambda text, width, color: (drawn.append(text), real(text, width, color))[1])
     result_picture(ramp(8, 8), None, 4.0, (), LEGEND)
-    assert any(render.NO_EVIDENCE in text for text in drawn)
+    assert any(render.USUAL_TEXTS.no_evidence in text for text in drawn)
 
 
 @settings(max_examples=50, deadline=None)

