@@ -136,7 +136,26 @@ def _add_model_commands(commands: Commands) -> None:
     )
     infer.add_argument("--out", type=Path, required=True, metavar="OUT", help="for tables, objects and overlays")
     infer.add_argument(
-        "--write", default="sc", metavar="KINDS", help="objects to write: sc (Secondary Capture, the default) or none"
+        "--write",
+        metavar="KINDS",
+        help="objects to write, e.g. sc,seg,sr; none; by default what the profile says (sc). All: sc (Secondary Capture), sc-multiframe, "
+        "overlay (60xx plane), gsps (presentation state), seg (segmentation), pmap (parametric map), sr (structured report), kos (key "
+        "objects), pdf",
+    )
+    infer.add_argument(
+        "--profile",
+        default="",
+        metavar="NAME",
+        help="a site's profile, shipped or a YAML file, in place of the run's own",
+    )
+    infer.add_argument(
+        "--strict-scope", action="store_true", help="write no object for a case outside the model's scope"
+    )
+    infer.add_argument(
+        "--replaces",
+        type=Path,
+        metavar="OLD",
+        help="OUT of an earlier inference: its objects that are not made again are retracted by rejection notes",
     )
     _add_root(infer)
 
@@ -274,8 +293,17 @@ def _compare(options: argparse.Namespace) -> int:
 def _infer(options: argparse.Namespace) -> int:
     from pipeline.infer import infer
 
-    kinds = () if options.write == "none" else tuple(part.strip() for part in options.write.split(",") if part.strip())
-    summary = infer(options.run, options.source, options.out, write=kinds, root=options.root)
+    kinds = [part.strip() for part in (options.write or "").split(",") if part.strip() not in ("", "none")]
+    summary = infer(
+        options.run,
+        options.source,
+        options.out,
+        write=None if options.write is None else kinds,
+        profile=options.profile,
+        strict_scope=options.strict_scope,
+        replaces=options.replaces,
+        root=options.root,
+    )
     print("\n".join(summary.lines()))
     print(f"tables and objects: {options.out}")
     return SOME_FAILED if summary.failed or not summary.cases else DONE

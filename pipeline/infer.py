@@ -1,50 +1,76 @@
-"""Inference: any source to predictions and, for each case, pictures where a radiologist finds them.
+"""Inference: any source to predictions and, for each case, objects where a radiologist finds them.
 
 Every file of the source is afterwards in `image_predictions.csv`, `rejects.csv` or `exclusions.csv`; every case is a row of
-`predictions.csv`. A stream: of each case only its key images are held until the case is complete (with volume pooling: the case).
+`predictions.csv`. A stream: files are decoded in worker processes, predicted here, and written by other worker processes, all at once;
+of each case only its key images are held until it is complete (with volume pooling: the case). Killed and called again it goes on.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
-from dataclasses import dataclass, replace
-from itertools import groupby
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-import pandas as pd
-
+import pipeline
 from pipeline.cohort.cases import Cases, group_images
+from pipeline.config import Output
 from pipeline.errors import ConfigError
+from pipeline.files import alone
 from pipeline.indexing.index import Index
 from pipeline.indexing.sources import open_source
-from pipeline.label_arrays import findings_of
-from pipeline.prediction.deliver import Case, Delivery, case_content
-from pipeline.prediction.pooling import pool_cases, ranked_attention
+from pipeline.prediction.case_stream import CaseOfResults, cases_of
+from pipeline.prediction.deliver import Delivered, Delivery
+from pipeline.prediction.inference_parts import Counts, Ledger, Part, parts_of
 from pipeline.prediction.predict import ImageResult, TrainedModel, load_model, predict_files
-from pipeline.prediction.prediction_tables import STATUS_OK, case_table, image_table
+from pipeline.prediction.prediction_tables import case_table, image_table
+from pipeline.prediction.retraction import Replaced, read_replaced, retract
 from pipeline.prediction.scope import RASTER_FORMATS, scope_reason
-from pipeline.prepared.dataset import image_files
+from pipeline.prepared.dataset import ImageFile, image_files
+from pipeline.profile_settings import KINDS, Kind, load_profile
 from pipeline.progress import track
-from pipeline.run import ModelFacts, read_config, write_table
+from pipeline.run import read_config, write_table
+from pipeline.work import Failure, default_workers, run_each
 
-WRITABLE = ("sc",)
-STATUS_NO_OBJECT = "object_failed"
-OBJECT_COLUMNS = ["kind", "case_id", "path", "sop_instance_uid", "content_digest"]
-REFERENCE_COLUMNS = ["object", "source"]
+WRITE_TIMEOUT_S = 900.0
+"""A case's objects take a second; of a series of thousands of slices minutes."""
+WRITE_MEMORY_BYTES = 8 * 2**30
+"""Above a worker's own size: a float map of 2,000 slices of 512 x 512 is 2 GB, and is copied on its way to the disk."""
+CASES_A_TURN = 4
+"""Cases that a writer takes at once: something to do while the network is busy with the next batch."""
 
 
 @dataclass(frozen=True)
 class InferenceSummary:
-    """What was done."""
+    """What was done. `unmade`: (kind, reason) → how many cases are without an object of that kind."""
 
-    cases: int
-    failed: int
-    objects: int
-    overlays: int
+    counts: Counts
     rejected: int
     excluded: int
-    out_of_scope: int
+    retracted: int
+    unmade: Counter[tuple[str, str]]
+
+    @property
+    def cases(self) -> int:
+        return self.counts.cases
+
+    @property
+    def failed(self) -> int:
+        return self.counts.failed
+
+    @property
+    def objects(self) -> int:
+        return self.counts.objects
+
+    @property
+    def overlays(self) -> int:
+        return self.counts.overlays
+
+    @property
+    def out_of_scope(self) -> int:
+        return self.counts.out_of_scope
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -54,6 +80,9 @@ class InferenceSummary:
         failed = f", {self.failed} failed (predictions.csv says why)" if self.failed else ""
         lines = [f"cases: {self.cases - self.failed} done{failed}"]
         lines += [f"written: {self.objects} DICOM objects, {self.overlays} overlay pictures"]
+        lines += [f"no {kind}: {reason} ({count} cases)" for (kind, reason), count in sorted(self.unmade.items())]
+        if self.retracted:
+            lines.append(f"retracted: {self.retracted} objects of before, in rejection notes")
         if self.out_of_scope:
             lines.append(f"outside the model's scope: {self.out_of_scope} cases (marked)")
         if self.rejected or self.excluded:
@@ -66,138 +95,130 @@ def infer(
     source: str,
     out: Path,
     *,
-    write: tuple[str, ...] = WRITABLE,
+    write: Sequence[str] | None = None,
+    profile: str = "",
+    strict_scope: bool = False,
+    replaces: Path | None = None,
     root: Path | None = None,
+    workers: int | None = None,
     progress: bool = True,
 ) -> InferenceSummary:
-    """Predicts every case of `source` and writes tables and objects to `out`."""
-    unknown = sorted(set(write) - set(WRITABLE))
-    if unknown:
-        raise ConfigError(f"--write {','.join(unknown)}: expected {', '.join(WRITABLE)}, or none")
-    model, config = load_model(run), read_config(run)
+    """Predicts every case of `source` and writes tables and objects to `out`.
+
+    `write`: kinds of objects, by default those of the profile; none for tables alone. `profile`: a site's, in place of the run's own.
+    `strict_scope`: no object for a case outside the model's scope. `replaces`: OUT of an earlier inference, whose objects of the same
+    studies are retracted where they are not made again. `workers`: processes each for decoding and writing; 0: all in this one.
+    """
+    output = read_config(run).output.model_copy(update={"profile": profile} if profile else {})
+    site = load_profile(output.profile)
+    kinds = _kinds(site.write if write is None else write)
+    replaced = read_replaced(replaces) if replaces is not None else None
+    model = load_model(run)
     opened = open_source(source, root)
     opened.refuse_output(out)
     index = opened.index(progress=progress)
-    facts = opened.manifest.facts if opened.manifest else {}
+    grouped = _grouped(index, model, opened.manifest.facts if opened.manifest else {})
+    delivery = Delivery(out, model.facts, model.geometry, site, kinds, output, strict_scope)
+    with alone(out, "infers into"):
+        counts, unmade = _predict_and_deliver(model, index, grouped, delivery, workers, progress)
+        retracted = retract(replaced, out, delivery.algorithm, site) if replaced is not None else 0
+        write_table(out / "rejects.csv", index.rejects)
+        write_table(out / "exclusions.csv", grouped.exclusions)
+    return InferenceSummary(counts, len(index.rejects), len(grouped.exclusions), retracted, unmade)
+
+
+def _kinds(wanted: Sequence[str]) -> tuple[Kind, ...]:
+    unknown = sorted(set(wanted) - set(KINDS))
+    if unknown:
+        raise ConfigError(f"--write {','.join(unknown)}: expected some of {', '.join(KINDS)}, or none")
+    return tuple(kind for kind in KINDS if kind in wanted)
+
+
+def _grouped(index: Index, model: TrainedModel, facts: dict[str, str]) -> Cases:
+    """Single images, and files without a header to ask, are all predicted, and marked where a rule of the training would have left
+    them out; of a series or study those rules choose the images."""
     unit = model.facts.unit
-    # Single images, and files without a header to ask, are all predicted, and marked where a rule of the training would have left
-    # them out; of a series or study those rules choose the images.
     mark = (*RASTER_FORMATS, "dicom") if unit == "image" else RASTER_FORMATS
-    grouped = group_images(index, unit, model.facts.rules, drop_collisions=False, facts=facts, mark=mark)
-    out.mkdir(parents=True, exist_ok=True)
-    delivery = Delivery(out, model, config.output)
-    results, problems = _predict_and_deliver(
-        model, index, grouped, delivery if write else None, config.output.key_images, progress
-    )
-    return _write_tables(out, index, grouped, results, problems, model, delivery)
+    return group_images(index, unit, model.facts.rules, drop_collisions=False, facts=facts, mark=mark)
 
 
 def _predict_and_deliver(
-    model: TrainedModel, index: Index, grouped: Cases, delivery: Delivery | None, key_images: int, progress: bool
-) -> tuple[list[ImageResult], dict[str, str]]:
-    """All images' results without their pixels, in the order of `grouped.images`, and why objects of a case are missing."""
-    files = image_files(grouped.images, index.roots)
-    reasons: dict[str, str] = {}
-    for case_id, reason in zip(grouped.images["case_id"], scope_reason(grouped.images, model.facts.scope), strict=True):
-        reasons[case_id] = reasons.get(case_id) or reason
-    stream = track(predict_files(model, files, keep_shown=delivery is not None), "inferring", len(files), show=progress)
-    results: list[ImageResult] = []
-    problems: dict[str, str] = {}
-    for case_id, of_case in groupby(stream, key=lambda result: result.file.case_id):
-        keys = KeyImages(key_images, model.facts)
-        of_this = [keys.offer(result) for result in of_case]
-        results += of_this
-        if delivery is not None and any(result.probabilities is not None for result in of_this):
-            case = _case(case_id, of_this, model, reasons[case_id])
-            problem = delivery.deliver(case, keys.of(case.shown))
-            if problem:
-                problems[case_id] = problem
-    return results, problems
-
-
-class KeyImages:
-    """Of a case's images, as they stream by, the first `count` by rank, for each class that it may show. The rank is the image's
-    probability of the class; with attention pooling its attention; with volume pooling, where all say the same, its highest evidence.
-
-    A file that is there twice is a key image once.
-    """
-
-    def __init__(self, count: int, facts: ModelFacts) -> None:
-        positive = facts.positive_index
-        self.count, self.pooling = count, facts.network.pooling
-        self.best: dict[int, list[tuple[float, int, ImageResult]]] = {
-            place: [] for place in (range(len(facts.classes)) if positive is None else (positive,))
-        }
-        self.seen: set[tuple[str, int]] = set()
-
-    def offer(self, result: ImageResult) -> ImageResult:
-        """Keeps the image if it is among the best; returns its result without the pixels."""
-        if result.probabilities is None or result.prepared is None:
-            return result
-        identity = (result.prepared.digest, result.file.frame)
-        for place, best in self.best.items() if identity not in self.seen else ():
-            entry = (self._rank(result, place), -len(self.seen), result)
-            (heapq.heappush if len(best) < self.count else heapq.heappushpop)(best, entry)
-        self.seen.add(identity)
-        return replace(
-            result, evidence=None, prepared=replace(result.prepared, image=result.prepared.image[:0], shown=None)
+    model: TrainedModel, index: Index, grouped: Cases, delivery: Delivery, workers: int | None, progress: bool
+) -> tuple[Counts, Counter[tuple[str, str]]]:
+    """Every part that is not done yet: decoded, predicted and written at once, its rows kept; then the tables."""
+    parts = list(parts_of(grouped.images, _identity(delivery)))
+    ledger = Ledger(delivery.out, parts)
+    due = [part for part in parts if not ledger.has(part)]
+    files = (file for part in due for file in _files(part, grouped, index))
+    results = predict_files(model, files, keep_shown=bool(delivery.kinds), workers=workers)
+    count = sum(part.last_image - part.first_image for part in due)
+    results = track(results, "inferring", count, show=progress)
+    cases = cases_of(model, results, delivery.output.key_images, _out_of_scope(grouped, model))
+    through = _delivered(cases, delivery, default_workers() if workers is None else workers)
+    for part in due:
+        done = list(islice(through, part.cases))
+        of_images = grouped.images.iloc[part.first_image : part.last_image].reset_index(drop=True)
+        of_cases = grouped.cases.iloc[part.first_case : part.last_case].reset_index(drop=True)
+        told = [result for one in done for result in one.results]
+        images = image_table(of_images, told, model)
+        ledger.keep(
+            part, images, case_table(of_cases, images, told, model), [(one.case_id, one.delivered) for one in done]
         )
-
-    def of(self, shown: int) -> list[ImageResult]:
-        """The key images for class `shown`, that of the highest rank first."""
-        return [result for _, _, result in sorted(self.best[shown], key=lambda entry: entry[:2], reverse=True)]
-
-    def _rank(self, result: ImageResult, place: int) -> float:
-        if self.pooling == "attention" and result.attention is not None:
-            return float(ranked_attention(result.attention))
-        if self.pooling == "volume" and result.evidence is not None:
-            return float(result.evidence[place].max())
-        return float(result.probabilities[place]) if result.probabilities is not None else -math.inf
+    return ledger.finish() if parts else (_no_tables(grouped, model, ledger), Counter())
 
 
-def _case(case_id: str, results: list[ImageResult], model: TrainedModel, out_of_scope: str) -> Case:
-    facts = model.facts
-    done = [result for result in results if result.probabilities is not None]
-    logits, attention = ([getattr(result, name) for result in done] for name in ("logits", "attention"))
-    probabilities = pool_cases(logits, attention, model.temperatures, facts.several, facts.network.pooling)
-    called = findings_of(model.decide(probabilities[None])[0], facts.classes)
-    positive = facts.positive_index
-    return Case(
-        case_id=case_id,
-        findings=tuple((name, float(probabilities[facts.classes.index(name)])) for name in called),
-        shown=int(probabilities.argmax()) if positive is None else positive,
-        images=len(results),
-        content=case_content(results),
-        out_of_scope=out_of_scope,
+@dataclass(frozen=True)
+class _Through:
+    """A case that is through, without its pixels."""
+
+    case_id: str
+    results: tuple[ImageResult, ...]
+    delivered: Delivered
+
+
+def _delivered(cases: Iterable[CaseOfResults], delivery: Delivery, workers: int) -> Iterator[_Through]:
+    """Each case with what became of it, in order."""
+    if not delivery.kinds:
+        yield from (_Through(case.case_id, case.results, Delivered()) for case in cases)
+        return
+    outcomes = run_each(
+        delivery, cases, workers=workers, timeout_s=WRITE_TIMEOUT_S, memory_bytes=WRITE_MEMORY_BYTES, chunk=CASES_A_TURN
     )
+    for case, outcome in outcomes:
+        if isinstance(outcome, Failure):
+            outcome = Delivered(problem=f"no object: {outcome.reason}: {outcome.detail}")
+        yield _Through(case.case_id, case.results, outcome)
 
 
-def _write_tables(
-    out: Path,
-    index: Index,
-    grouped: Cases,
-    results: list[ImageResult],
-    problems: dict[str, str],
-    model: TrainedModel,
-    delivery: Delivery,
-) -> InferenceSummary:
-    images = image_table(grouped.images, results, model)
-    cases = case_table(grouped.cases, images, results, model)
-    problem = pd.Series([problems.get(case_id, "") for case_id in cases["case_id"]], dtype=str)
-    cases.loc[problem != "", "status"] = STATUS_NO_OBJECT
-    cases["reason"] = cases["reason"].where(problem == "", problem)
-    write_table(out / "rejects.csv", index.rejects)
-    write_table(out / "exclusions.csv", grouped.exclusions)
-    write_table(out / "image_predictions.csv", images)
-    write_table(out / "predictions.csv", cases)
-    write_table(out / "objects.csv", pd.DataFrame(delivery.objects, columns=OBJECT_COLUMNS))
-    write_table(out / "references.csv", pd.DataFrame(delivery.references, columns=REFERENCE_COLUMNS))
-    return InferenceSummary(
-        cases=len(cases),
-        failed=int((cases["status"] != STATUS_OK).sum()),
-        objects=len(delivery.objects),
-        overlays=delivery.overlays,
-        rejected=len(index.rejects),
-        excluded=len(grouped.exclusions),
-        out_of_scope=int((~cases["in_scope"]).sum()),
+def _files(part: Part, grouped: Cases, index: Index) -> list[ImageFile]:
+    return image_files(grouped.images.iloc[part.first_image : part.last_image], index.roots)
+
+
+def _identity(delivery: Delivery) -> str:
+    """Of all that results depend on beside the files."""
+    parts = (
+        *(pipeline.__version__, delivery.facts.digest, delivery.configuration_digest),
+        *("strict" if delivery.strict_scope else "", *delivery.kinds),
     )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _out_of_scope(grouped: Cases, model: TrainedModel) -> dict[str, str]:
+    """Case → why it is outside the model's scope, by its first image that is."""
+    reason = scope_reason(grouped.images, model.facts.scope)
+    outside = (reason != "").to_numpy()
+    pairs = zip(grouped.images["case_id"].to_numpy()[outside], reason[outside], strict=True)
+    told: dict[str, str] = {}
+    for case_id, why in pairs:
+        told.setdefault(str(case_id), str(why))
+    return told
+
+
+def _no_tables(grouped: Cases, model: TrainedModel, ledger: Ledger) -> Counts:
+    """Tables with headings alone, where there is no image to predict."""
+    images = image_table(grouped.images, [], model)
+    part = Part(0, 0, 0, 0, 0, "0")
+    ledger.parts = [part]
+    ledger.keep(part, images, case_table(grouped.cases, images, [], model), [])
+    counts, _ = ledger.finish()
+    return counts

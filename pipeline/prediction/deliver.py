@@ -1,17 +1,18 @@
-"""From a case's results to what a radiologist opens: a Secondary Capture for DICOM images, an overlay PNG for others.
+"""From a case's results to what a radiologist opens: the objects that the profile wants for DICOM images, overlay PNGs for others.
 
-One picture for each key image: the source image with its evidence over it at its own resolution, and below it the legend, the
-prediction, the model and "research use only". Objects go into the source's study; their UIDs follow from source, model and settings.
+`Delivery` is called once a case, in worker processes: it draws, makes the objects, checks each of them and their references, and
+writes them into the source's study below OUT. Their UIDs follow from sources, model and settings. What could not be written, and why,
+is said in the answer.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,153 +20,180 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pipeline
-from pipeline import RESEARCH_ONLY
-from pipeline.config import Output, digest
+from pipeline.config import Output
+from pipeline.dicom.case_result import CaseResult, ResultImage
+from pipeline.dicom.conformance_references import check_references
 from pipeline.dicom.derived import Algorithm, content_digest, write_object
-from pipeline.dicom.secondary_capture import secondary_capture
 from pipeline.dicom.source import read_source
 from pipeline.errors import ObjectError, Rejected
 from pipeline.files import write_whole
-from pipeline.prediction.explain import cell_sides, evidence_in_source
-from pipeline.prediction.predict import ImageResult, TrainedModel
-from pipeline.prepared.dataset import Prepared
-from pipeline.render import Legend, result_picture
+from pipeline.networks.cell_geometry import Geometry
+from pipeline.prediction.case_stream import CaseOfResults
+from pipeline.prediction.explain import evidence_unit, method_words
+from pipeline.prediction.object_set import ALL_IMAGES, Made, Unmade, objects_of
+from pipeline.prediction.pictures import cell_text, panel_lines, picture, said, source_evidence
+from pipeline.prediction.predict import ImageResult
+from pipeline.prepared.dataset import ImageFile, read_image, shown_gray
+from pipeline.profile_settings import Kind, Profile
+from pipeline.render import Legend
+from pipeline.run import ModelFacts
+from pipeline.settings import digest
 
 OVERLAYS_FOLDER = "overlays"
-POOLED = {
-    "mean": "mean of {} images",
-    "attention": "{} images, weighed by attention",
-    "volume": "{} images as one volume",
-}
-"""How a case's images became its prediction, in the words of its pictures."""
-DERIVATION = "Heatmap of the classifier's evidence (Grad-CAM of a linear head) over the source image"
+STRICT_SCOPE = "outside the model's scope, and --strict-scope was given"
 
 
 @dataclass(frozen=True)
-class Case:
-    """A case as its objects tell of it. `findings`: what is called, with its probability; `shown`: the class whose evidence is drawn;
-    `content`: digest of all its images; `out_of_scope`: why, or ''.
-    """
+class ObjectRow:
+    """A row of `objects.csv`; `path` is relative to OUT. `sources` are rows of `references.csv`."""
 
+    kind: str
     case_id: str
-    findings: tuple[tuple[str, float], ...]
-    shown: int
-    images: int
-    content: str
-    out_of_scope: str
-
-    def said(self, digits: int) -> str:
-        """The findings in one line."""
-        if not self.findings:
-            return "no finding reaches its threshold"
-        return "; ".join(f"{name}, probability {probability:.{digits}f}" for name, probability in self.findings)
+    path: str
+    sop_instance_uid: str
+    content_digest: str
+    sources: tuple[str, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Delivered:
+    """What one case became. `unmade`: (kind, reason); `problem`: why an object that was due is not there, or ''."""
+
+    objects: tuple[ObjectRow, ...] = ()
+    overlays: int = 0
+    unmade: tuple[tuple[str, str], ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Delivery:
-    """Writes to `out` and remembers what it wrote: rows of `objects.csv` and `references.csv`, and overlays."""
+    """All that the cases of one inference share; picklable."""
 
     out: Path
-    model: TrainedModel
-    settings: Output
-    objects: list[tuple[str, str, str, str, str]] = field(default_factory=list)
-    references: list[tuple[str, str]] = field(default_factory=list)
-    overlays: int = 0
-    _written: dict[str, str] = field(default_factory=dict)
+    facts: ModelFacts
+    geometry: Geometry
+    profile: Profile
+    kinds: tuple[Kind, ...]
+    output: Output
+    strict_scope: bool = False
 
     @property
     def algorithm(self) -> Algorithm:
-        return Algorithm("radloop", pipeline.__version__, self.model.facts.name, self.model.facts.digest)
+        return Algorithm("radloop", pipeline.__version__, self.facts.name, self.facts.digest)
 
-    def deliver(self, case: Case, key_images: Sequence[ImageResult]) -> str:
-        """Writes one picture for each key image; returns why one could not be written, or ''."""
-        problem = ""
-        for place, result in enumerate(key_images, start=1):
-            try:
-                picture = self._picture(case, result, place, len(key_images))
-                if result.file.format == "dicom":
-                    self._secondary_capture(case, result, picture)
-                else:
-                    self._overlay(result, picture)
-            except (ObjectError, Rejected) as error:
-                problem = f"no object: {error}"
-            except OSError as error:  # of one name; a full disk ends the tables, too, and is said there
-                problem = f"no object: it cannot be written ({error.strerror})"
-        return problem
+    @property
+    def configuration_digest(self) -> str:
+        """Of what changes an object beside the model."""
+        return digest(self.output.model_copy(update={"profile": self.profile.content_digest}))
 
-    def _picture(self, case: Case, result: ImageResult, place: int, key_images: int) -> NDArray[np.uint8]:
-        prepared, facts = result.prepared, self.model.facts
-        if prepared is None or prepared.shown is None or result.evidence is None or result.probabilities is None:
-            raise ValueError("a picture needs a predicted image whose pixels were kept")
-        evidence = evidence_in_source(
-            result.evidence[case.shown],
-            self.model.geometry,
-            prepared.affine,
-            prepared.source_shape,
-            facts.preprocessing.size,
-        )
-        own = f", {facts.classes[case.shown]} {result.probabilities[case.shown]:.2f}"
-        pooling = facts.network.pooling
-        lines = [case.said(2)]
-        if case.images > 1:
-            what = POOLED[pooling].format(case.images)
-            lines.append(f"{what}; this one is key image {place} of {key_images}{'' if pooling == 'volume' else own}")
-        lines += [f"model {facts.name}, radloop {pipeline.__version__}, {facts.digest[:12]}", RESEARCH_ONLY]
-        warnings = [text for text in (case.out_of_scope, facts.notice) if text]
-        return result_picture(
-            prepared.shown.astype(np.float32) / 255.0,
-            evidence,
-            facts.heatmap_scale,
-            lines,
-            self._legend(case, prepared),
-            warnings,
-        )
+    def __call__(self, case: CaseOfResults) -> Delivered:
+        """Writes what there is to write of `case`."""
+        if not case.keys or not self.kinds:
+            return Delivered()
+        if self.strict_scope and case.out_of_scope:
+            return Delivered(unmade=tuple((kind, STRICT_SCOPE) for kind in self.kinds))
+        try:
+            overlays = self._overlays(case)
+            result = self._case_result(case)
+            if result is None:
+                return Delivered(overlays=overlays)
+            outcomes = list(objects_of(result, self.kinds))
+            made = [outcome for outcome in outcomes if isinstance(outcome, Made)]
+            check_references([one.dataset for one in made], [image.source for image in result.images])
+            rows = tuple(self._write(case.case_id, one) for one in made)
+        except (ObjectError, Rejected) as error:
+            return Delivered(problem=f"no object: {error}")
+        except OSError as error:  # of one name; a full disk ends the tables, too, and is said there
+            return Delivered(problem=f"no object: it cannot be written ({error.strerror})")
+        unmade = [outcome for outcome in outcomes if isinstance(outcome, Unmade)]
+        failed = [f"{one.kind}: {one.reason}" for one in unmade if one.failed]
+        told = tuple((one.kind, one.reason) for one in unmade)
+        return Delivered(rows, overlays, told, f"no object: {'; '.join(failed)}" if failed else "")
 
-    def _legend(self, case: Case, prepared: Prepared) -> Legend:
-        facts = self.model.facts
-        sides, spacing = cell_sides(self.model.geometry, prepared.affine), prepared.spacing_mm
-        rows, columns = (f"{side:.0f}" for side in sides)
-        size = f"{columns} pixels wide" if rows == columns else f"{rows} rows high and {columns} columns wide"
-        in_mm = [f"{side * step:.0f}" for side, step in zip(sides, spacing, strict=True)] if spacing else []
-        told = f" ({' × '.join(dict.fromkeys(in_mm))} mm)" if in_mm else ""
-        return Legend(
-            label=f"evidence for {facts.classes[case.shown]}",
+    def _write(self, case_id: str, made: Made) -> ObjectRow:
+        dataset = made.dataset
+        path = write_object(dataset, self.out).relative_to(self.out).as_posix()
+        return ObjectRow(made.kind, case_id, path, str(dataset.SOPInstanceUID), content_digest(dataset), made.sources)
+
+    def _case_result(self, case: CaseOfResults) -> CaseResult | None:
+        """The case as objects take it, of its images that are DICOM; None where none is."""
+        wanted = case.results if ALL_IMAGES & set(self.kinds) else case.keys
+        found = [result for result in _once(wanted) if result.file.format == "dicom" and result.prepared is not None]
+        if not found:
+            return None
+        places = {_identity(result): place for place, result in enumerate(case.keys, start=1)}
+        with_pixels = {_identity(result): result for result in case.keys}
+        sources = {location: read_source(location) for location in {result.file.location for result in found}}
+        texts, facts = self.profile.texts, self.facts
+        first = case.keys[0].prepared
+        assert first is not None
+        return CaseResult(
+            findings=case.findings,
+            shown=facts.classes[case.shown],
+            said=said(case.findings, texts, 3),
+            content=case.content,
+            method=method_words(facts),
+            unit=evidence_unit(facts),
             scale=facts.heatmap_scale,
-            unit="logit" if facts.several else "logit margin" if len(facts.classes) == 2 else "centred logit",
-            cell=f"one feature cell is {size}{told}; finer detail is interpolation",
-        )
-
-    def _secondary_capture(self, case: Case, result: ImageResult, picture: NDArray[np.uint8]) -> None:
-        facts, file = self.model.facts, result.file
-        source = read_source(file.location)
-        dataset = secondary_capture(
-            source,
-            file.frame,
-            picture,
+            notes=self._notes(case),
+            cell=cell_text(first, self.geometry),
             algorithm=self.algorithm,
-            source_digest=case.content,
-            configuration_digest=digest(self.settings),
-            series_number=self.settings.series_number,
-            instance_number=_instance_number(source.get("InstanceNumber"), file.frame),
-            series_description=f"radloop {facts.name} heatmap (research use only)",
-            derivation=DERIVATION,
-            image_comments=" ".join(text for text in (f"{case.said(3)}.", case.out_of_scope, facts.notice) if text),
+            configuration_digest=self.configuration_digest,
+            profile=self.profile,
             created=datetime.datetime.now().astimezone(),
+            images=tuple(
+                ResultImage(
+                    source=sources[result.file.location],
+                    frame=result.file.frame,
+                    evidence_of=partial(source_evidence, result, case.shown, facts, self.geometry),
+                    picture_of=partial(self._picture, case, with_pixels.get(_identity(result), result), places),
+                    probability=float(result.probabilities[case.shown]) if result.probabilities is not None else 0.0,
+                    key=places.get(_identity(result), 0),
+                )
+                for result in found
+            ),
         )
-        uid = str(dataset.SOPInstanceUID)
-        if uid not in self._written:  # a file that was exported twice has one object
-            write_object(dataset, self.out)
-            self._written[uid] = content_digest(dataset)
-            self.references.append((uid, str(source.SOPInstanceUID)))
-        self.objects.append(("sc", case.case_id, file.path, uid, self._written[uid]))
 
-    def _overlay(self, result: ImageResult, picture: NDArray[np.uint8]) -> None:
-        suffix = f".frame-{result.file.frame + 1}.png" if result.file.frame else ".png"
-        content = io.BytesIO()
-        Image.fromarray(picture).save(content, format="PNG")
-        folder = self.out / OVERLAYS_FOLDER / safe_name(result.file.source)
-        write_whole(folder / f"{result.file.path}{suffix}", content.getvalue())
-        self.overlays += 1
+    def _picture(
+        self, case: CaseOfResults, result: ImageResult, places: dict[tuple[str, int], int]
+    ) -> NDArray[np.uint8]:
+        prepared, texts = result.prepared, self.profile.texts
+        assert prepared is not None
+        gray = prepared.shown if prepared.shown is not None else self._gray_again(result.file)
+        legend = Legend(
+            label=texts.evidence.format(name=self.facts.classes[case.shown]),
+            scale=self.facts.heatmap_scale,
+            unit=evidence_unit(self.facts),
+            cell=texts.cell.format(size=cell_text(prepared, self.geometry)),
+        )
+        place = places.get(_identity(result), 0)
+        lines = panel_lines(
+            case.findings, result, place, len(case.keys), len(case.results), case.shown, self.facts, self.profile
+        )
+        evidence = source_evidence(result, case.shown, self.facts, self.geometry)
+        return picture(gray, evidence, legend, lines, self._notes(case), self.profile)
+
+    def _gray_again(self, file: ImageFile) -> NDArray[np.uint8]:
+        """The frame as it is shown, of an image whose pixels were not kept: only key images' are."""
+        settings = self.facts.preprocessing
+        return shown_gray(read_image(file, color=settings.color == "rgb"), settings)
+
+    def _notes(self, case: CaseOfResults) -> tuple[str, ...]:
+        return tuple(text for text in (case.out_of_scope, self.facts.notice) if text)
+
+    def _overlays(self, case: CaseOfResults) -> int:
+        """A PNG for each key image that is no DICOM; how many."""
+        places = {_identity(result): place for place, result in enumerate(case.keys, start=1)}
+        others = [result for result in case.keys if result.file.format != "dicom"]
+        for result in others:
+            file = result.file
+            content = io.BytesIO()
+            Image.fromarray(self._picture(case, result, places)).save(content, format="PNG")
+            suffix = f".frame-{file.frame + 1}.png" if file.frame else ".png"
+            write_whole(
+                self.out / OVERLAYS_FOLDER / safe_name(file.source) / f"{file.path}{suffix}", content.getvalue()
+            )
+        return len(others)
 
 
 def safe_name(source: str) -> str:
@@ -173,18 +201,15 @@ def safe_name(source: str) -> str:
     return re.sub(r"[^\w.-]+", "_", source).strip("._") or "source"
 
 
-def case_content(results: Sequence[ImageResult]) -> str:
-    """Digest of a case: of its image's file, or of all its images' files and frames, whatever their names and order are."""
-    parts = sorted({(result.prepared.digest, result.file.frame) for result in results if result.prepared})
-    if len(parts) == 1:
-        return parts[0][0]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def _identity(result: ImageResult) -> tuple[str, int]:
+    """Of a frame, whatever its file is called."""
+    return (result.prepared.digest if result.prepared else "", result.file.frame)
 
 
-def _instance_number(of_source: object, frame: int) -> int:
-    """The source's own number, so that pictures sort like their sources whatever else is given; frames follow it."""
-    try:
-        number = int(str(of_source))
-    except ValueError:
-        number = 1
-    return number + frame if 0 < number + frame < 2**31 else 1
+def _once(results: Iterable[ImageResult]) -> Iterator[ImageResult]:
+    """Each predicted frame once, though its file was exported twice."""
+    seen: set[tuple[str, int]] = set()
+    for result in results:
+        if result.probabilities is not None and _identity(result) not in seen:
+            seen.add(_identity(result))
+            yield result

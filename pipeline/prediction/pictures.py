@@ -82,7 +82,14 @@ def picture(
 
 
 def panel_lines(
-    findings: Sequence[Finding], result: ImageResult, place: int, keys: int, images: int, shown: int, facts: ModelFacts, profile: Profile
+    findings: Sequence[Finding],
+    result: ImageResult,
+    place: int,
+    keys: int,
+    images: int,
+    shown: int,
+    facts: ModelFacts,
+    profile: Profile,
 ) -> list[str]:
     """The lines below an image that is number `place` (from 1; 0: none) of the `keys` key images of a case of `images`."""
     texts, pooling = profile.texts, facts.network.pooling

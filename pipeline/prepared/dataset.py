@@ -103,7 +103,7 @@ class Preparer:
             image=_channels(to_levels(values), settings.channels),
             affine=index_affine(prepared),
             source_shape=(pixels.values.shape[0], pixels.values.shape[1]),
-            shown=_shown(pixels, settings) if self.keep_shown else None,
+            shown=shown_gray(pixels, settings) if self.keep_shown else None,
             spacing_mm=pixels.spacing_mm,
             digest=_digest(image.location, image.bytes, image.mtime_ns) if self.keep_shown else "",
         )
@@ -204,7 +204,8 @@ def _channels(levels: NDArray[np.uint16], count: int) -> NDArray[np.uint16]:
     return levels if len(levels) == count else np.repeat(levels, count, axis=0)
 
 
-def _shown(pixels: Pixels, settings: Preprocessing) -> NDArray[np.uint8]:
+def shown_gray(pixels: Pixels, settings: Preprocessing) -> NDArray[np.uint8]:
+    """(rows, columns) the frame as a reader should see it: through the first window or the file's VOI, 0 black to 255 white."""
     shown = to_unit_range(pixels, windows_of(settings)[0], voi=settings.voi)
     gray = luma(shown, 1.0) if shown.ndim == 3 else shown
     return np.rint(gray * 255.0).astype(np.uint8)
