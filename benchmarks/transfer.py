@@ -79,7 +79,7 @@ def whole(images: list[tuple[str, str, str]]) -> list[str]:
 
 
 def small(images: list[tuple[str, str, str]], dataset: str, fold: int, count: int) -> list[str]:
-    """Splits with `count` images to learn from and VALIDATION to validate on, the classes by turns, and a fifth of the groups to test on."""
+    """Splits with `count` images to learn from and VALIDATION to validate on, the classes by turns; a fifth of the groups is tested."""
     names = sorted({group for _, _, group in images})
     order = np.random.default_rng(1).permutation(len(names)).tolist()
     place = {name: int(name) if dataset == "ct_slices" else order[number] for number, name in enumerate(names)}

@@ -5,6 +5,7 @@ Shipped ones are in `configs/profiles/`; a site copies one and names its path: `
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -82,11 +83,14 @@ class Texts(Settings):
     @model_validator(mode="after")
     def _can_be_filled_in(self) -> Texts:
         for name in type(self).model_fields:
+            known = _FILLED_IN.get(name, ())
             try:
-                getattr(self, name).format_map(dict.fromkeys(_FILLED_IN.get(name, ()), ""))
-            except (KeyError, ValueError, IndexError, AttributeError):
-                known = ", ".join(f"{{{word}}}" for word in _FILLED_IN.get(name, ())) or "none"
-                raise ValueError(f"texts.{name}: what can be filled in here: {known}") from None
+                parts = list(Formatter().parse(getattr(self, name)))
+            except ValueError:
+                parts = [("", "", "", None)]
+            if any(word is not None and (word not in known or how or kind) for _, word, how, kind in parts):
+                words = ", ".join(f"{{{word}}}" for word in known) or "none"
+                raise ValueError(f"texts.{name}: what can be filled in here: {words}")
         return self
 
 
