@@ -10,7 +10,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataelem import DataElement
@@ -26,16 +25,14 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLSLossless,
-    RLELossless,
 )
+
+from pipeline.dicom.compression import encoded
 
 NOT_A_PATIENT = "PHANTOM - NOT A PATIENT"
 STORED_PADDING = -2000  # what scanner A stores outside its field of view
 RADIOGRAPH_BITS = 12
 _PIXEL_DATA = 0x7FE00010
-_RLE_HEADER_BYTES = 64
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 
@@ -244,33 +241,7 @@ def _pixel_data(dataset: Dataset, syntax: UID) -> bytes:
     shape = [int(dataset.get("NumberOfFrames") or 1), dataset.Rows, dataset.Columns]
     shape += [dataset.SamplesPerPixel] if dataset.SamplesPerPixel > 1 else []
     frames = np.frombuffer(native, np.uint8 if dataset.BitsAllocated == 8 else "<u2").reshape(shape)
-    return encapsulate([_encoded(frame, syntax) for frame in frames], has_bot=True)
-
-
-def _encoded(frame: NDArray[Any], syntax: UID) -> bytes:
-    """One frame, its bits as if unsigned: what a decoder of signed pixels gets back to reinterpret."""
-    if syntax == JPEGLSLossless:
-        return bytes(imagecodecs.jpegls_encode(frame, level=0))
-    if syntax == JPEG2000Lossless:
-        return bytes(imagecodecs.jpeg2k_encode(frame, level=0, codecformat="j2k", reversible=True, verbose=0))
-    if syntax == RLELossless:
-        return _rle(frame)
-    raise ValueError(f"expected a native syntax, JPEG-LS, JPEG 2000 or RLE lossless, found {syntax.name}")
-
-
-def _rle(frame: NDArray[Any]) -> bytes:
-    """PS3.5 G: a header of offsets, then each byte of the pixels as a segment of its own, the most significant first."""
-    planes = frame.reshape(frame.shape[0], frame.shape[1], -1)
-    significant_first = planes.astype(planes.dtype.newbyteorder(">")).view(np.uint8)
-    segments = []
-    for index in range(significant_first.shape[2]):
-        rows = (imagecodecs.packbits_encode(row.tobytes()) for row in significant_first[:, :, index])
-        segment = b"".join(map(bytes, rows))  # a run ends with its row (G.3.1)
-        segments.append(segment + b"\0" * (len(segment) % 2))
-    offsets = np.cumsum([_RLE_HEADER_BYTES, *map(len, segments)])[: len(segments)]
-    header = np.zeros(_RLE_HEADER_BYTES // 4, "<u4")
-    header[0], header[1 : 1 + len(segments)] = len(segments), offsets
-    return header.tobytes() + b"".join(segments)
+    return encapsulate([encoded(frame, syntax) for frame in frames], has_bot=True)
 
 
 def _identity(patient_id: str, study_instance_uid: str | None) -> Dataset:

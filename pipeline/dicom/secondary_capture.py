@@ -1,45 +1,30 @@
-"""The Secondary Capture of one result: an RGB picture in the study of the image it explains (PS3.3 A.8.1).
+"""The Secondary Capture of one image: an RGB picture in the study of the image it explains (PS3.3 A.8.1).
 
-In: a source (`source.as_source`), one of its frames, and the picture whose top left corner is that frame, pixel for
-pixel. Out: a dataset ready for `derived.write_object`. All pictures of a study by one model and configuration share
-a series.
+In: a case's result, and one of its images, whose picture has the frame at its top left corner, pixel for pixel. Out: a dataset ready for
+`derived.write_object`. All pictures of a study by one model and configuration share a series, for each part and side of the body.
 """
 
 from __future__ import annotations
 
-import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 
-from pipeline import RESEARCH_ONLY
-from pipeline.dicom.derived import (
-    MANUFACTURER,
-    Algorithm,
-    SourceFrame,
-    ascii_text,
-    instance_uid,
-    series_uid,
-    shared_attributes,
-    source_item,
-)
-from pipeline.dicom.source import (
-    as_source,
-    carried,
-    carry_all,
-    frame_count,
-    inherited_marks,
-    items,
-    settle_character_set,
-)
+from pipeline.dicom.begin import LO_CHARACTERS, begin_object, derivation_text, finish_object, result_text, source_items
+from pipeline.dicom.case_result import CaseResult, Picture, ResultImage
+from pipeline.dicom.compression import compress
+from pipeline.dicom.derived import MANUFACTURER, ascii_text
+from pipeline.dicom.source import carried, carry_all, inherited_marks, items
 from pipeline.errors import ObjectError
 
-KIND = "secondary_capture"
-LO_CHARACTERS, ST_CHARACTERS, LT_CHARACTERS = 64, 1024, 10240  # PS3.5 6.2
+IMAGE_TYPE = ("DERIVED", "SECONDARY", "OTHER", "HEATMAP")
+MODALITY = "OT"
+"""So that no rule takes a picture for an acquired image."""
+NO_REFERENCE = "the source has no valid SOPClassUID or SOPInstanceUID, so no object can refer to it"
 MINIMUM_COSINE = 0.05
 """A direction's smaller component counts as a tilt from about 3 degrees on; below, the patient lies a little askew."""
 UNPAIRED_BODY_PARTS = frozenset(
@@ -79,114 +64,87 @@ UNPAIRED_BODY_PARTS = frozenset(
 """Terms of PS3.16 Annex L for parts that are no pair: Laterality is not due for them (2C, PS3.3 C.7.3.1)."""
 
 
-def secondary_capture(
-    source: Dataset,
-    frame: int,
-    picture: NDArray[np.uint8],
-    *,
-    algorithm: Algorithm,
-    source_digest: str,
-    configuration_digest: str,
-    series_number: int,
-    instance_number: int,
-    series_description: str,
-    derivation: str,
-    image_comments: str,
-    created: datetime.datetime,
-) -> Dataset:
-    """A Secondary Capture Image Storage instance of `picture`, (rows, columns, 3) RGB.
+def secondary_capture(result: CaseResult, image: ResultImage) -> Dataset:
+    """A Secondary Capture Image Storage instance of `image`'s picture, compressed as the profile says.
 
-    `frame` from 0. `source_digest`: `files.file_digest` of the source's file. Texts become ASCII and are cut to what
-    their attributes hold; `series_description` must be the same for all of a series. `image_comments` stands behind
-    'Research use only - not for diagnosis'. Modality is OT, so that no rule takes the picture for an acquired image.
-    Raises ObjectError for a picture, frame or number that no such instance can have.
+    Texts are ASCII, cut to what their attributes hold. Raises ObjectError for a picture, frame or source that no such instance can have.
     """
-    _check(source, frame, picture)
-    source = as_source(source)
-    shared = shared_attributes(source, algorithm, created)
-    study = str(shared.StudyInstanceUID)
-    sources = [SourceFrame(str(source.SOPInstanceUID), frame, source_digest)]
-    image = _picture_image(
-        picture,
-        study=study,
-        series=series_uid(study, algorithm, configuration_digest, KIND),
-        instance=instance_uid(study, sources, algorithm, configuration_digest, KIND),
-        series_number=series_number,
-        instance_number=instance_number,
-    )
-    image.update(shared)
-    image.update(inherited_marks(source))
-    image.update(_geometry(source, frame))
-    image.ImageType = ["DERIVED", "SECONDARY", "OTHER", "HEATMAP"]
-    image.SeriesDescription = ascii_text(series_description, LO_CHARACTERS)
-    image.ImageComments = ascii_text(f"{RESEARCH_ONLY}. {image_comments}", LT_CHARACTERS)
-    image.SourceImageSequence = [source_item(source, frame)]
-    of_frames = f" Frame {frame + 1} of {frame_count(source)}." if frame_count(source) > 1 else ""
-    image.DerivationDescription = ascii_text(
-        f"Model {algorithm.model_name}, digest {algorithm.model_digest}, configuration {configuration_digest}, "
-        f"{algorithm.name} {algorithm.version}.{of_frames} {derivation}",
-        ST_CHARACTERS,
-    )
-    image.ConversionType = "WSD"
-    image.SecondaryCaptureDeviceManufacturer = MANUFACTURER
-    image.SecondaryCaptureDeviceManufacturerModelName = ascii_text(algorithm.model_name, LO_CHARACTERS)
-    image.SecondaryCaptureDeviceSoftwareVersions = ascii_text(algorithm.version, LO_CHARACTERS)
-    image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = shared.ContentDate, shared.ContentTime
-    settle_character_set(image, source)
-    return image
+    picture = image.picture_of()
+    check_picture(picture)
+    geometry = picture_geometry(image.source, image.frame)
+    capture = begin_object(result, "sc", MODALITY, [image], series=body_part(geometry))
+    capture.SOPClassUID = UID(SecondaryCaptureImageStorage)
+    add_capture(capture, result, [image])
+    capture.update(geometry)
+    add_pixels(capture, picture)
+    capture.PixelData = _even(picture.tobytes())
+    finish_object(capture, image.source)
+    return compress(capture, result.profile.compression)
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
+def why_not(source: Dataset) -> str:
+    """Why `source` cannot have a Secondary Capture, in a sentence; '' where it can."""
+    known = all(carried(source, keyword) is not None for keyword in ("SOPClassUID", "SOPInstanceUID"))
+    return "" if known else NO_REFERENCE
+
+
+def read_picture(path: Path) -> Picture:
     """The picture (rows, columns, 3) of a Secondary Capture that radloop wrote."""
-    picture: NDArray[np.uint8] = dcmread(path).pixel_array
+    picture: Picture = dcmread(path).pixel_array
     return picture
 
 
-def _check(source: Dataset, frame: int, picture: NDArray[np.uint8]) -> None:
+def check_picture(picture: Picture) -> None:
+    """Raises ObjectError where `picture` is none that an RGB image of 8 bits can hold."""
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or picture.size == 0:
         raise ObjectError(f"picture: expected uint8 (rows, columns, 3), found {picture.dtype} {picture.shape}")
     if max(picture.shape) > np.iinfo(np.uint16).max:
         raise ObjectError(f"picture: expected at most 65535 rows and columns, found {picture.shape[:2]}")
-    if not 0 <= frame < frame_count(source):
-        raise ObjectError(f"frame: expected 0 to {frame_count(source) - 1}, found {frame}")
-    for keyword in ("SOPClassUID", "SOPInstanceUID"):
-        if carried(source, keyword) is None:
-            raise ObjectError(f"{keyword}: the source has none that is valid, so no object can refer to it")
 
 
-def _picture_image(
-    picture: NDArray[np.uint8], *, study: str, series: str, instance: str, series_number: int, instance_number: int
-) -> Dataset:
-    """The pixels and the modules of a Secondary Capture as highdicom builds them, without patient and study."""
-    from highdicom.sc import SCImage
-
-    if series_number < 1 or instance_number < 1:
-        raise ObjectError(
-            f"series and instance number: expected 1 or more, found {series_number} and {instance_number}"
-        )
-    image = SCImage(
-        pixel_array=np.ascontiguousarray(picture),
-        photometric_interpretation="RGB",
-        bits_allocated=8,
-        coordinate_system="PATIENT",
-        study_instance_uid=study,
-        series_instance_uid=series,
-        series_number=series_number,
-        sop_instance_uid=instance,
-        instance_number=instance_number,
-        manufacturer=MANUFACTURER,
-        patient_orientation=("L", "P"),  # highdicom asks for one; `_geometry` puts the source's in its place
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-    )
-    plain = Dataset()
-    plain.update(image)
-    plain.file_meta = image.file_meta
-    plain.PixelData = image.PixelData + b"\0" * (len(image.PixelData) % 2)
-    del plain.ContributingEquipmentSequence  # names highdicom, at the time of now
-    return plain
+def add_capture(capture: Dataset, result: CaseResult, images: Sequence[ResultImage]) -> None:
+    """What Secondary Captures of one frame and of many share beside their pixels: marks, type, texts, references, SC Equipment."""
+    algorithm = result.algorithm
+    capture.update(_marks(images))
+    capture.ImageType = list(IMAGE_TYPE)
+    capture.ImageComments = result_text(result)
+    capture.SourceImageSequence = source_items(images)
+    capture.DerivationDescription = derivation_text(result, images, f"Heatmap of {result.method} over the source image")
+    capture.ConversionType = "WSD"
+    capture.SecondaryCaptureDeviceManufacturer = MANUFACTURER
+    capture.SecondaryCaptureDeviceManufacturerModelName = ascii_text(algorithm.model_name, LO_CHARACTERS)
+    capture.SecondaryCaptureDeviceSoftwareVersions = ascii_text(algorithm.version, LO_CHARACTERS)
+    capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = capture.ContentDate, capture.ContentTime
 
 
-def _geometry(source: Dataset, frame: int) -> Dataset:
+def add_pixels(capture: Dataset, picture: Picture) -> None:
+    """Image Pixel (PS3.3 C.7.6.3) of pictures like this one, without the pixels."""
+    capture.SamplesPerPixel, capture.PhotometricInterpretation, capture.PlanarConfiguration = 3, "RGB", 0
+    capture.Rows, capture.Columns = picture.shape[:2]
+    capture.BitsAllocated, capture.BitsStored, capture.HighBit, capture.PixelRepresentation = 8, 8, 7, 0
+
+
+def _even(pixels: bytes) -> bytes:
+    return pixels + b"\0" * (len(pixels) % 2)
+
+
+def body_part(geometry: Dataset) -> str | None:
+    """Tells series apart by part and side of the body, of which a series has one (PS3.3 C.7.3.1); None where neither is known."""
+    return " ".join(str(geometry.get(keyword) or "") for keyword in ("BodyPartExamined", "Laterality")).strip() or None
+
+
+def _marks(images: Sequence[ResultImage]) -> Dataset:
+    """`inherited_marks` of all sources: what one confesses, the whole does."""
+    sources = {id(image.source): image.source for image in images}
+    marks = Dataset()
+    for each in map(inherited_marks, sources.values()):
+        for element in each:
+            if element.keyword not in marks or element.value == "YES":
+                marks[element.tag] = element
+    return marks
+
+
+def picture_geometry(source: Dataset, frame: int) -> Dataset:
     """Body part, side, orientation and pixel spacing of the source's frame: the picture's top left corner is that
     frame."""
     geometry = carry_all(source, ("BodyPartExamined", "ImageLaterality"), Dataset())
