@@ -57,6 +57,8 @@ class BurnedIn(Settings):
 class Texts(Settings):
     """What people read, in the site's language. `{...}` are filled in. Attributes of objects take these in ASCII."""
 
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
+    """Which one these texts are in, a tag of RFC 5646: documents state it."""
     research_only: str = RESEARCH_ONLY
     """Always said, on everything."""
     prediction: str = "{name}, probability {probability}"

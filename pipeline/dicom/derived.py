@@ -170,6 +170,11 @@ def uid_from(*parts: str) -> str:
     return f"2.25.{uuid.UUID(bytes=bytes(number)).int}"
 
 
+def model_device_uid(algorithm: Algorithm) -> str:
+    """The model as a device: one UID for its weights, whatever it is called."""
+    return uid_from("model", algorithm.model_digest)
+
+
 def series_uid(study_instance_uid: str, algorithm: Algorithm, configuration_digest: str, kind: str) -> str:
     """One series a study, model, configuration, version and kind of object."""
     return uid_from("series", kind, study_instance_uid, algorithm.model_digest, configuration_digest, algorithm.version)
@@ -269,7 +274,7 @@ def _model_equipment(algorithm: Algorithm, local: datetime.datetime) -> Dataset:
     model.Manufacturer = MANUFACTURER
     model.ManufacturerModelName = ascii_text(algorithm.model_name, 64)  # LO
     model.SoftwareVersions = ascii_text(algorithm.version, 64)
-    model.DeviceUID = uid_from("model", algorithm.model_digest)
+    model.DeviceUID = model_device_uid(algorithm)
     model.ContributionDateTime = local.strftime("%Y%m%d%H%M%S.%f")
     model.ContributionDescription = "Model that predicted the result"
     model.PurposeOfReferenceCodeSequence = [code_item(PROCESSING_EQUIPMENT)]
