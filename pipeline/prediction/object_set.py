@@ -54,11 +54,11 @@ class Unmade:
 
 @dataclass(frozen=True)
 class _Maker:
-    """How a kind is made: `why_not` of a source; images of one `group` stand in one object; `make` takes them and what was made before,
-    and gives None where there is nothing to show."""
+    """How a kind is made: `why_not` of a source; `divide` the images into those of one object; `make` takes these and what was made
+    before, and gives None where there is nothing to show."""
 
     why_not: Callable[[Dataset], str]
-    group: Callable[[ResultImage], Hashable]
+    divide: Callable[[Sequence[ResultImage]], Sequence[Images]]
     make: Make
 
 
@@ -78,16 +78,19 @@ def objects_of(result: CaseResult, kinds: Sequence[Kind]) -> Iterator[Made | Unm
 
 def _of_kind(result: CaseResult, kind: Kind, made: Sequence[Dataset]) -> Iterator[Made | Unmade]:
     maker = _MAKERS[kind]
-    groups: dict[Hashable, list[ResultImage]] = {}
+    reasons: dict[int, str] = {}  # by source, which all frames of a file share
+    fit: list[ResultImage] = []
     for image in result.images if kind in ALL_IMAGES else result.key_images:
-        reason = maker.why_not(image.source)
+        if id(image.source) not in reasons:
+            reasons[id(image.source)] = maker.why_not(image.source)
+        reason = reasons[id(image.source)]
         if reason:
             yield Unmade(kind, reason)
         else:
-            groups.setdefault(maker.group(image), []).append(image)
-    for images in groups.values():
+            fit.append(image)
+    for images in maker.divide(fit):
         try:
-            dataset = maker.make(result, tuple(images), made)
+            dataset = maker.make(result, images, made)
         except ObjectError as error:
             yield Unmade(kind, str(error), failed=True)
             continue
@@ -99,6 +102,18 @@ def _of_kind(result: CaseResult, kind: Kind, made: Sequence[Dataset]) -> Iterato
 
 
 NO_REGION = "no evidence reaches the region's threshold"
+
+
+def _by(key: Callable[[ResultImage], Hashable]) -> Callable[[Sequence[ResultImage]], Sequence[Images]]:
+    """Divides images by a key, in the order in which the keys first come."""
+
+    def divide(images: Sequence[ResultImage]) -> Sequence[Images]:
+        groups: dict[Hashable, list[ResultImage]] = {}
+        for image in images:
+            groups.setdefault(key(image), []).append(image)
+        return [tuple(group) for group in groups.values()]
+
+    return divide
 
 
 def _alone(image: ResultImage) -> Hashable:
@@ -124,33 +139,33 @@ def _segmentation(result: CaseResult, images: Images, _: Sequence[Dataset]) -> D
 _MAKERS: dict[Kind, _Maker] = {
     "sc": _Maker(
         secondary_capture.why_not,
-        _alone,
+        _by(_alone),
         lambda result, images, _: secondary_capture.secondary_capture(result, images[0]),
     ),
     "sc-multiframe": _Maker(
         multiframe_capture.why_not,
-        _stack,
+        _by(_stack),
         lambda result, images, _: multiframe_capture.multiframe_capture(result, images),
     ),
     "overlay": _Maker(
-        overlay_plane.why_not, _alone, lambda result, images, _: overlay_plane.overlay_plane(result, images[0])
+        overlay_plane.why_not, _by(_alone), lambda result, images, _: overlay_plane.overlay_plane(result, images[0])
     ),
     "gsps": _Maker(
         presentation_state.why_not,
-        _series,
+        _by(_series),
         lambda result, images, _: presentation_state.presentation_state(result, images),
     ),
-    "seg": _Maker(segmentation.why_not, voxel_objects.group_key, _segmentation),
+    "seg": _Maker(segmentation.why_not, voxel_objects.groups, _segmentation),
     "pmap": _Maker(
         parametric_map.why_not,
-        voxel_objects.group_key,
+        voxel_objects.groups,
         lambda result, images, _: parametric_map.parametric_map(result, images),
     ),
-    "sr": _Maker(structured_report.why_not, _together, structured_report.structured_report),
-    "kos": _Maker(key_objects.why_not, _together, key_objects.key_objects),
+    "sr": _Maker(structured_report.why_not, _by(_together), structured_report.structured_report),
+    "kos": _Maker(key_objects.why_not, _by(_together), key_objects.key_objects),
     "pdf": _Maker(
         encapsulated_pdf.why_not,
-        _together,
+        _by(_together),
         lambda result, images, _: encapsulated_pdf.encapsulated_pdf(result, images, case_page(result, images)),
     ),
 }
