@@ -149,7 +149,7 @@ def picture_geometry(source: Dataset, frame: int) -> Dataset:
     frame."""
     geometry = carry_all(source, ("BodyPartExamined", "ImageLaterality"), Dataset())
     if "ImageLaterality" not in geometry:
-        _carry_laterality(source, geometry)
+        carry_laterality(source, geometry)
     geometry.PatientOrientation = _patient_orientation(source, frame)
     carry_all(source, ("AnatomicalOrientationType",), geometry)
     spacing = _numbers(_of_frame(source, frame, "PixelMeasuresSequence"), "PixelSpacing", 2)
@@ -165,12 +165,11 @@ def picture_geometry(source: Dataset, frame: int) -> Dataset:
     return geometry
 
 
-def _carry_laterality(source: Dataset, geometry: Dataset) -> None:
-    """Laterality as the source has it; empty (unknown) where a paired part may be shown and the source does not
-    tell."""
-    carry_all(source, ("Laterality",), geometry)
-    if "Laterality" not in geometry and geometry.get("BodyPartExamined") not in UNPAIRED_BODY_PARTS:
-        geometry.Laterality = ""
+def carry_laterality(source: Dataset, target: Dataset) -> None:
+    """Laterality as the source has it; empty (unknown) where a paired part may be shown and the source does not tell."""
+    carry_all(source, ("Laterality",), target)
+    if "Laterality" not in target and target.get("BodyPartExamined") not in UNPAIRED_BODY_PARTS:
+        target.Laterality = ""
 
 
 def _patient_orientation(source: Dataset, frame: int) -> list[str] | str:
