@@ -120,8 +120,8 @@ def source_items(images: Sequence[ResultImage]) -> list[Dataset]:
 
 
 def result_text(result: CaseResult, characters: int = LT_CHARACTERS) -> str:
-    """What an attribute for comments says: research use only, the result, and what must be said beside it; ASCII."""
-    sentences = (RESEARCH_ONLY, result.said, *result.notes)
+    """What an attribute for comments says, ASCII: research use only, in the site's words too, the result, what must be said beside it."""
+    sentences = (*dict.fromkeys((RESEARCH_ONLY, result.profile.texts.research_only)), result.said, *result.notes)
     return ascii_text(" ".join(f"{text.rstrip('.')}." for text in sentences if text), characters)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import unicodedata
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,9 +149,11 @@ def source_item(source: Dataset, frame: int) -> Dataset:
 
 
 def ascii_text(text: str, characters: int) -> str:
-    """`text` for an attribute of at most `characters`: ASCII, '?' for other letters, one line, no backslash; cut
+    """`text` for an attribute of at most `characters`: ASCII, letters without their accents, '?' for others, one line, no backslash; cut
     with '...'."""
-    plain = " ".join(text.split()).encode("ascii", "replace").decode().replace("\\", "/")
+    apart = unicodedata.normalize("NFKD", " ".join(text.split()))
+    unaccented = "".join(letter for letter in apart if not unicodedata.combining(letter))
+    plain = unaccented.encode("ascii", "replace").decode().replace("\\", "/")
     plain = "".join(letter for letter in plain if letter.isprintable())
     return plain if len(plain) <= characters else plain[: characters - 3] + "..."
 

@@ -6,7 +6,6 @@ import datetime
 import uuid
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +31,7 @@ from pipeline.dicom.secondary_capture import secondary_capture
 from pipeline.dicom.source import as_source
 from pipeline.errors import ObjectError
 from pipeline.files import file_digest
+from tests.case_results import case_result
 
 ALGORITHM = Algorithm("radloop", "0.1.0", "ct_slices", "ab" * 32)
 MORNING = datetime.datetime(2026, 3, 1, 8, 30, 15, 250)
@@ -39,20 +39,8 @@ EVENING = datetime.datetime(2026, 3, 1, 20, 15)
 
 
 def made(created: datetime.datetime = MORNING, **changes: object) -> Dataset:
-    dataset = secondary_capture(
-        ct_slice(16),
-        0,
-        np.full((18, 401, 3), 7, np.uint8),
-        algorithm=ALGORITHM,
-        source_digest="d",
-        configuration_digest="c",
-        series_number=9001,
-        instance_number=1,
-        series_description="radloop heatmaps",
-        derivation="Evidence for COVID.",
-        image_comments="COVID 0.93",
-        created=created,
-    )
+    result = case_result([ct_slice(16)], created=created, algorithm=ALGORITHM)
+    dataset = secondary_capture(result, result.images[0])
     for keyword, value in changes.items():
         setattr(dataset, keyword, value)
     return dataset
@@ -104,7 +92,7 @@ def test_file_digest(tmp_path: Path) -> None:
 def test_content_leaves_out_when_but_not_what() -> None:
     assert content_digest(made(MORNING)) == content_digest(made(EVENING))
     assert content_digest(made()) != content_digest(made(ImageComments="other"))
-    assert content_digest(made()) != content_digest(made(PixelData=bytes(18 * 401 * 3)))
+    assert content_digest(made()) != content_digest(made(PixelData=bytes(56 * 160 * 3)))
 
 
 def test_reading_again_gives_the_same_digest(tmp_path: Path) -> None:
@@ -126,10 +114,10 @@ def test_other_content_or_a_broken_file_is_replaced(tmp_path: Path) -> None:
     assert dcmread(path).ImageComments == "other"
     path.write_bytes(path.read_bytes()[:500])
     write_object(made(), tmp_path)
-    assert dcmread(path).pixel_array.shape == (18, 401, 3)
+    assert dcmread(path).pixel_array.shape == (56, 160, 3)
     path.write_bytes(b"")
     write_object(made(), tmp_path)
-    assert dcmread(path).pixel_array.shape == (18, 401, 3)
+    assert dcmread(path).pixel_array.shape == (56, 160, 3)
 
 
 def test_only_the_object_is_left_on_the_disk(tmp_path: Path) -> None:
@@ -186,12 +174,25 @@ def test_patient_and_study_are_carried() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_scanner_contributed() -> None:
     source = as_source(ct_slice(16, Manufacturer="ACME", ManufacturerModelName="CT 1", StationName="S" * 17))
-    (scanner,) = shared_attributes(source, ALGORITHM, MORNING).ContributingEquipmentSequence
+    scanner, model = shared_attributes(source, ALGORITHM, MORNING).ContributingEquipmentSequence
     assert (scanner.Manufacturer, scanner.ManufacturerModelName) == ("ACME", "CT 1")
     assert "StationName" not in scanner
     assert scanner.PurposeOfReferenceCodeSequence[0].CodeValue == "109101"
+    assert (model.ManufacturerModelName, model.PurposeOfReferenceCodeSequence[0].CodeValue) == ("ct_slices", "109102")
     unknown = as_source(ct_slice(16, Manufacturer=""))
-    assert "ContributingEquipmentSequence" not in shared_attributes(unknown, ALGORITHM, MORNING)
+    (only,) = shared_attributes(unknown, ALGORITHM, MORNING).ContributingEquipmentSequence
+    assert only == model
+
+
+def test_the_model_is_a_device_by_its_digest() -> None:
+    def device(digest: str) -> str:
+        algorithm = Algorithm("radloop", "0.1.0", "ct_slices", digest)
+        return str(
+            shared_attributes(as_source(ct_slice(16)), algorithm, MORNING).ContributingEquipmentSequence[1].DeviceUID
+        )
+
+    assert is_uid(device("ab" * 32))
+    assert device("ab" * 32) == device("ab" * 32) != device("cd" * 32)
 
 
 def test_times_are_in_the_zone_of_the_source() -> None:
@@ -202,6 +203,12 @@ def test_times_are_in_the_zone_of_the_source() -> None:
     plain = shared_attributes(as_source(ct_slice(16)), ALGORITHM, aware)
     assert plain.ContentDate == "20260301"
     assert "TimezoneOffsetFromUTC" not in plain
+    given = shared_attributes(as_source(ct_slice(16)), ALGORITHM, aware, timezone="+0100")
+    assert (given.ContentDate, given.TimezoneOffsetFromUTC) == ("20260302", "+0100")
+    declared = shared_attributes(
+        as_source(ct_slice(16, TimezoneOffsetFromUTC="-0500")), ALGORITHM, aware, timezone="+0100"
+    )
+    assert (declared.ContentDate, declared.TimezoneOffsetFromUTC) == ("20260301", "-0500")
 
 
 def test_the_issuer_is_carried_as_far_as_it_is_valid() -> None:
@@ -227,5 +234,5 @@ def test_references_name_a_frame_only_where_the_class_has_frames() -> None:
 
 
 def test_text_becomes_ascii_of_a_length() -> None:
-    assert ascii_text("a\n b\tc\\d é", 64) == "a b c/d ?"
+    assert ascii_text("a\n b\tc\\d é für 肺", 64) == "a b c/d e fur ?"
     assert ascii_text("x" * 70, 64) == "x" * 61 + "..."
