@@ -192,6 +192,18 @@ def _add_other_commands(commands: Commands) -> None:
     )
     _add_root(volume)
 
+    check = _command(
+        commands,
+        "check",
+        _check,
+        "is this valid DICOM? Anybody's files, one line each",
+        "radloop check results/ --out checked/",
+    )
+    check.add_argument(
+        "paths", type=Path, nargs="+", metavar="FILES", help="DICOM files, folders of them, or .zip archives"
+    )
+    check.add_argument("--out", type=Path, metavar="DIR", help="for check.csv")
+
     cache = _command(
         commands, "cache", _cache, "show or remove prepared images", "radloop cache --clear --older-than 30"
     )
@@ -316,6 +328,16 @@ def _volume(options: argparse.Namespace) -> int:
     print("\n".join(summary.lines()))
     print(f"volumes and tables: {options.out}")
     return SOME_FAILED if summary.failed or not summary.volumes else DONE
+
+
+def _check(options: argparse.Namespace) -> int:
+    from pipeline.check import CHECK_FILE, check
+
+    summary = check(options.paths, out=options.out)
+    print("\n".join(summary.lines()))
+    if options.out:
+        print(f"table: {options.out / CHECK_FILE}")
+    return SOME_FAILED if summary.failed else DONE
 
 
 def _cache(options: argparse.Namespace) -> int:

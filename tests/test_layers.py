@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [
     {"cli", "__main__"},
-    {"demo", "train", "evaluate", "compare", "infer", "audit", "volumes", "doctor"},
+    {"demo", "train", "evaluate", "compare", "infer", "audit", "volumes", "check", "doctor"},
     {"prediction", "training", "evaluation", "pages"},
     {"cohort", "auditing", "prepared", "networks", "metrics", "run"},
     {"indexing"},

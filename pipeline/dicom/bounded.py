@@ -42,14 +42,14 @@ _IN_ONE_PIECE = ("SQ", "OB", "OV", "OW", "US or OW")  # VRs whose values stay by
 
 
 class Window:
-    """A binary file as pydicom wants one (read, seek, tell), bounded by its size and by `HEADER_BYTES` in all."""
+    """A binary file as pydicom wants one (read, seek, tell), bounded by its size and by `budget` bytes in all."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int, budget: int = HEADER_BYTES) -> None:
         self.size = size
         self.ended_early = False
         self.refusal: Rejected | None = None
         self._file = file
-        self._budget = HEADER_BYTES
+        self._budget = self._limit = budget
         self._reads = HEADER_READS
         self.seek = file.seek
         self.tell = file.tell
@@ -70,7 +70,7 @@ class Window:
             self.refusal = Rejected(RejectReason.TOO_LARGE, f"its header has more than {HEADER_READS // 2} elements")
             raise self.refusal
         if self._budget < 0:
-            self.refusal = Rejected(RejectReason.TOO_LARGE, f"its header is longer than {HEADER_BYTES >> 20} MiB")
+            self.refusal = Rejected(RejectReason.TOO_LARGE, f"its header is longer than {self._limit >> 20} MiB")
             raise self.refusal
         return self._file.read(wanted) if wanted > 0 else b""
 
