@@ -22,7 +22,7 @@ from PIL import Image
 import pipeline
 from pipeline.config import Output
 from pipeline.dicom.case_result import CaseResult, ResultImage
-from pipeline.dicom.conformance_references import check_references
+from pipeline.dicom.conformance import check_references
 from pipeline.dicom.derived import Algorithm, content_digest, write_object
 from pipeline.dicom.source import read_source
 from pipeline.errors import ObjectError, Rejected

@@ -78,7 +78,9 @@ class Part:
 def parts_of(images: pd.DataFrame, identity: str) -> Iterator[Part]:
     """The parts of `images`, whose rows are sorted by case. `identity`: of all that results depend on beside the files."""
     case_id = text(images["case_id"]).to_numpy()
-    starts = np.flatnonzero(np.append(True, case_id[1:] != case_id[:-1])) if len(case_id) else np.array([], np.int64)
+    if not len(case_id):
+        return
+    starts = np.flatnonzero(np.append(True, case_id[1:] != case_id[:-1]))
     ends = np.append(starts[1:], len(case_id))
     number, first = 0, 0
     for case, end in enumerate(ends.tolist()):
