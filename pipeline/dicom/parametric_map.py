@@ -57,7 +57,7 @@ def parametric_map(result: CaseResult, images: Sequence[ResultImage]) -> Dataset
     dataset.BitsAllocated = 32
     dataset.AcquisitionContextSequence = []
     voxel_objects.set_dimensions(dataset, DIMENSIONS)
-    if of.spacing_mm is not None:
+    if of.is_block:
         dataset.DimensionOrganizationType = "3D"
     shared = shared_group(of)
     _set_meaning(shared, result, lowest, highest)

@@ -34,7 +34,8 @@ COSINE_DECIMALS = 3
 SPACING_DECIMALS = 3
 """To which pixel spacings and thicknesses of one object agree, in mm: half a millimetre over an image of 512 pixels."""
 EVEN_TOLERANCE_MM = 2 * POSITION_TOLERANCE_MM
-"""How far gaps between slices may be off their mean: each end of a gap is rounded to about POSITION_TOLERANCE_MM."""
+"""How far gaps between slices may be off their mean, and corners off one line along the normal: each end of a gap is rounded to about
+POSITION_TOLERANCE_MM."""
 PLANE_POSITION = ("PlanePositionSequence", "ImagePositionPatient")
 """The functional group and attribute by which frames are ordered, as `set_dimensions` takes it."""
 UNKNOWN_THICKNESS = "Slice thickness unknown: a pixel's width stands in its place, and volumes mean nothing."
@@ -48,12 +49,14 @@ class Stack:
     """Images of one `group_key` in ascending order along the normal of their planes, one at each place.
 
     `spacing_mm`: between neighbours, perpendicular to them, where all gaps are the same; None where they differ or there is one image.
+    `is_block`: whether, besides, each lies straight above the last, as slices of a tilted gantry do not.
     `thickness_mm`: of each, as the source states it, else the spacing; `caveat` says so where it is neither, but a stand-in.
     """
 
     images: tuple[ResultImage, ...]
     planes: tuple[Plane, ...]
     spacing_mm: float | None
+    is_block: bool
     thickness_mm: float
     caveat: str = ""
 
@@ -128,7 +131,8 @@ def stack(images: Sequence[ResultImage]) -> Stack:
     planes = [_placed(image) for image in unique]
     if len({_place(plane) for plane in planes}) < len(planes):
         raise ObjectError(f"images: expected one at each place, found {len(planes)} images at fewer places")
-    along = places_mm(planes, min(planes))[:, 0]
+    places = places_mm(planes, min(planes))
+    along, across = places[:, 0], places[:, 1:]
     order = sorted(range(len(unique)), key=lambda n: (along[n], planes[n].position_mm, _identity(unique[n])))
     gaps = np.diff(along[order])
     even = (
@@ -141,6 +145,7 @@ def stack(images: Sequence[ResultImage]) -> Stack:
         images=tuple(unique[n] for n in order),
         planes=tuple(planes[n] for n in order),
         spacing_mm=spacing,
+        is_block=spacing is not None and bool(np.ptp(across, axis=0).max() <= EVEN_TOLERANCE_MM),
         thickness_mm=stated or min(planes[order[0]].spacing_mm),
         caveat="" if stated else UNKNOWN_THICKNESS,
     )

@@ -114,6 +114,15 @@ def test_what_the_object_says(written) -> None:
     assert "highdicom" not in str(dataset)
 
 
+def test_slices_of_a_tilted_gantry_are_no_block(written) -> None:
+    dataset = dcmread(written("tilted gantry")[1])
+    assert "DimensionOrganizationType" not in dataset
+    (measures,) = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert float(measures.SpacingBetweenSlices) == pytest.approx(
+        2.5 * 0.939693, abs=1e-4
+    )  # perpendicular to the slices
+
+
 def test_one_without_any_evidence_is_made_too(tmp_path: Path) -> None:
     result = result_of(SOURCES["axial"](tmp_path), range(len(EVERY_MM)))
     dataset = dcmread(write_object(parametric_map(result, result.images), tmp_path / "out"))

@@ -21,7 +21,16 @@ from pipeline.dicom.geometry import frame_plane
 from pipeline.dicom.phantom import ct_slice, save
 from pipeline.dicom.source import TYPE_2, read_source
 from tests.case_results import case_result, result_image
-from tests.series_files import AXIAL, CORONAL, DOUBLE_OBLIQUE, SAGITTAL, positions, write_enhanced, write_series
+from tests.series_files import (
+    AXIAL,
+    CORONAL,
+    DOUBLE_OBLIQUE,
+    GANTRY_TILT,
+    SAGITTAL,
+    positions,
+    write_enhanced,
+    write_series,
+)
 
 SHAPE = (22, 30)  # no multiple of 8 pixels, so that packed frames share bytes
 SPACING_MM = (0.7, 0.9)
@@ -38,9 +47,11 @@ NAMES = {
 }
 
 
-def series(orientation: Sequence[float], **attributes: object) -> Callable[[Path], list[Path]]:
+def series(
+    orientation: Sequence[float], along: Sequence[float] | None = None, **attributes: object
+) -> Callable[[Path], list[Path]]:
     def write(folder: Path) -> list[Path]:
-        at = positions(orientation, EVERY_MM)
+        at = positions(orientation, EVERY_MM, along)
         with disable_value_validation():
             return write_series(folder, at, orientation, shape=SHAPE, spacing_mm=SPACING_MM, **attributes)  # type: ignore[arg-type]
 
@@ -77,6 +88,7 @@ SOURCES: dict[str, Callable[[Path], list[Path]]] = {
     "coronal": series(CORONAL),
     "sagittal": series(SAGITTAL),
     "oblique": series(DOUBLE_OBLIQUE),
+    "tilted gantry": series(GANTRY_TILT, along=(0.0, 0.0, 1.0)),
     "enhanced CT": enhanced(AXIAL),
     "enhanced CT, oblique": enhanced(DOUBLE_OBLIQUE),
     "enhanced MR": enhanced(SAGITTAL, SOPClassUID=EnhancedMRImageStorage, Modality="MR", BodyPartExamined="BRAIN"),
