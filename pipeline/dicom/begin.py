@@ -88,7 +88,7 @@ def finish_object(dataset: Dataset, source: Dataset) -> Dataset:
 def series_description(result: CaseResult, kind: Kind) -> str:
     """The profile's, else radloop's own; a model's name that is too long for it is cut, not the words around it."""
     pattern = result.profile.series_descriptions.get(kind, DESCRIPTIONS[kind])
-    room = LO_CHARACTERS - len(ascii_text(pattern.replace("{model}", ""), LO_CHARACTERS))
+    room = LO_CHARACTERS - len(ascii_text(pattern.replace("{model}", "m"), LO_CHARACTERS)) + 1
     model = ascii_text(result.algorithm.model_name, max(room, len("...")))
     return ascii_text(pattern.replace("{model}", model), LO_CHARACTERS)
 

@@ -52,7 +52,7 @@ def multiframe_capture(result: CaseResult, images: Sequence[ResultImage]) -> Dat
     add_capture(capture, result, images)
     capture.update(geometry)
     _add_frames(capture, images)
-    capture.PixelData = _pixels(capture, images)
+    capture.add_new("PixelData", "OB", _pixels(capture, images))
     finish_object(capture, images[0].source)
     return compress(capture, result.profile.compression)
 

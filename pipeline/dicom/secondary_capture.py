@@ -77,7 +77,7 @@ def secondary_capture(result: CaseResult, image: ResultImage) -> Dataset:
     add_capture(capture, result, [image])
     capture.update(geometry)
     add_pixels(capture, picture)
-    capture.PixelData = _even(picture.tobytes())
+    capture.add_new("PixelData", "OB", _even(picture.tobytes()))
     finish_object(capture, image.source)
     return compress(capture, result.profile.compression)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from pydicom.config import disable_value_validation
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
-from pipeline.dicom.derived import Algorithm, write_object
+from pipeline.dicom.compression import SYNTAXES
+from pipeline.dicom.derived import Algorithm, content_digest, write_object
 from pipeline.dicom.phantom import ct_slice, radiograph, save
-from pipeline.dicom.secondary_capture import secondary_capture
+from pipeline.dicom.secondary_capture import read_picture, secondary_capture, why_not
 from pipeline.dicom.source import TYPE_2, read_source
 from pipeline.errors import ObjectError, Rejected
 from pipeline.files import file_digest
+from pipeline.profile_settings import Profile, Texts
+from tests.case_results import case_result
 
 ALGORITHM = Algorithm("radloop", "0.1.0", "ct_slices", "ab" * 32)
 MORNING = datetime.datetime(2026, 3, 1, 8, 30)
@@ -39,19 +43,12 @@ def picture(rows: int = 37, columns: int = 41) -> np.ndarray:
 
 
 def capture(source: Dataset, frame: int = 0, pixels: np.ndarray | None = None, **changes: Any) -> Dataset:
-    arguments: dict[str, Any] = {
-        "algorithm": ALGORITHM,
-        "source_digest": "d",
-        "configuration_digest": "cd" * 32,
-        "series_number": 9001,
-        "instance_number": 3,
-        "series_description": "radloop ct_slices heatmaps",
-        "derivation": "Evidence for COVID.",
-        "image_comments": "COVID 0.93",
-        "created": MORNING,
-        **changes,
-    }
-    return secondary_capture(source, frame, picture() if pixels is None else pixels, **arguments)
+    """The Secondary Capture of one frame, with a picture of noise; `changes` of the case's result."""
+    fields = {"algorithm": ALGORITHM, "content": "d", "said": "COVID 0.93", "created": MORNING, **changes}
+    result = case_result([source], **fields)
+    image = result.images[min(max(frame, 0), len(result.images) - 1)]
+    made = replace(image, frame=frame, picture_of=lambda: picture() if pixels is None else pixels)
+    return secondary_capture(result, made)
 
 
 def without_type_2() -> Dataset:
@@ -159,7 +156,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
     for number, (kind, make) in enumerate(KINDS.items()):
         with disable_value_validation():
             path = save(make(), folder / "sources" / str(number))
-        dataset = capture(read_source(path), source_digest=file_digest(path))
+        dataset = capture(read_source(path), content=file_digest(path))
         result[kind] = path, write_object(dataset, folder / str(number))
     return result
 
@@ -167,7 +164,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
 @pytest.mark.parametrize("kind", KINDS)
 def test_written_and_read_again_it_is_the_same(files: dict[str, tuple[Path, Path]], kind: str) -> None:
     source, written = read_source(files[kind][0]), dcmread(files[kind][1])
-    made = capture(source, source_digest=file_digest(files[kind][0]))
+    made = capture(source, content=file_digest(files[kind][0]))
     assert np.array_equal(written.pixel_array, picture())
     for element in made:
         assert written[element.tag].value == element.value, element.keyword
@@ -218,9 +215,10 @@ def test_what_the_object_says(files: dict[str, tuple[Path, Path]]) -> None:
     assert written.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7"
     assert (written.Modality, written.ConversionType, written.BurnedInAnnotation) == ("OT", "WSD", "NO")
     assert list(written.ImageType[:2]) == ["DERIVED", "SECONDARY"]
-    assert (written.SeriesNumber, written.InstanceNumber) == (9001, 3)
-    assert written.ImageComments == "Research use only - not for diagnosis. COVID 0.93"
-    for part in ("ct_slices", "ab" * 32, "cd" * 32, "0.1.0", "Evidence for COVID."):
+    assert (written.SeriesNumber, written.InstanceNumber) == (9000, 1)
+    assert written.SeriesDescription == "radloop ct_slices heatmap (research use only)"
+    assert written.ImageComments == "Research use only - not for diagnosis. COVID 0.93."
+    for part in ("ct_slices", "ab" * 32, "cd" * 32, "0.1.0", "Heatmap of the classifier's evidence"):
         assert part in written.DerivationDescription
     assert list(written.PatientOrientation) == ["L", "P"]
     assert list(written.PixelSpacing) == [22.5, 22.5]
@@ -269,7 +267,7 @@ def test_a_tilted_gantry_shows_in_the_orientation() -> None:
 def test_the_same_input_makes_the_same_instance_and_other_content_another() -> None:
     again = capture(ct_slice(16), created=datetime.datetime(2027, 1, 1))
     assert capture(ct_slice(16)).SOPInstanceUID == again.SOPInstanceUID
-    assert capture(ct_slice(16), source_digest="e").SOPInstanceUID != again.SOPInstanceUID
+    assert capture(ct_slice(16), content="e").SOPInstanceUID != again.SOPInstanceUID
     assert capture(ct_slice(16), configuration_digest="e").SeriesInstanceUID != again.SeriesInstanceUID
 
 
@@ -281,10 +279,65 @@ def test_the_source_is_not_changed() -> None:
 
 
 def test_texts_fit_their_attributes() -> None:
-    dataset = capture(ct_slice(16), series_description="é" * 80, derivation="d" * 2000, image_comments="c\\d " * 5000)
+    algorithm = replace(ALGORITHM, model_name="m" * 80)
+    dataset = capture(ct_slice(16), algorithm=algorithm, method="d" * 2000, said="c\\d " * 5000)
     assert len(dataset.SeriesDescription) == 64
+    assert dataset.SeriesDescription.endswith("... heatmap (research use only)")
     assert len(dataset.DerivationDescription) == 1024
     assert len(dataset.ImageComments) == 10240
+
+
+def test_the_profile_chooses_number_description_words_and_zone() -> None:
+    profile = Profile(
+        series_number=700,
+        series_descriptions={"sc": "KI {model} – nur Forschung"},
+        timezone="+0100",
+        texts=Texts(research_only="Nur für die Forschung"),
+    )
+    aware = datetime.datetime(2026, 3, 1, 8, 30, tzinfo=datetime.UTC)
+    dataset = capture(ct_slice(16), profile=profile, created=aware)
+    assert dataset.SeriesNumber == 700
+    assert dataset.SeriesDescription == "KI ct_slices ? nur Forschung"
+    assert dataset.ImageComments == "Research use only - not for diagnosis. Nur fur die Forschung. COVID 0.93."
+    assert (dataset.TimezoneOffsetFromUTC, dataset.ContentTime) == ("+0100", "093000.000000")
+    numbered = capture(ct_slice(16), profile=Profile(series_numbers={"sc": 12}))
+    assert numbered.SeriesNumber == 12
+
+
+@pytest.mark.parametrize(("number", "expected"), [("7", 7), (None, 1), ("", 1), ("2147483647", 2147483647), ("0", 1)])
+def test_pictures_are_numbered_like_their_sources(number: str | None, expected: int) -> None:
+    assert capture(ct_slice(16, InstanceNumber=number)).InstanceNumber == expected
+
+
+def test_other_parts_of_the_body_are_other_series() -> None:
+    study = {"study_instance_uid": "1.2.3"}
+    chest, again = capture(radiograph(16, **study)), capture(radiograph(16, series_number=2, **study))
+    left = capture(radiograph(16, BodyPartExamined="KNEE", Laterality="L", **study))
+    right = capture(radiograph(16, BodyPartExamined="KNEE", Laterality="R", **study))
+    assert chest.SeriesInstanceUID == again.SeriesInstanceUID
+    assert len({one.SeriesInstanceUID for one in (chest, left, right)}) == 3
+
+
+@pytest.mark.parametrize("how", SYNTAXES)
+def test_compressed_pixels_are_the_same_pixels(how: Any, tmp_path: Path) -> None:
+    dataset = capture(ct_slice(16), profile=Profile(compression=how))
+    path = write_object(dataset, tmp_path)
+    written = dcmread(path)
+    assert written.file_meta.TransferSyntaxUID == SYNTAXES[how]
+    assert written.PhotometricInterpretation == ("YBR_RCT" if how == "jpeg2000" else "RGB")
+    assert np.array_equal(read_picture(path), picture())
+    assert "LossyImageCompression" not in written
+    assert content_digest(written) == content_digest(dataset)
+    assert dciodvfy_errors(path) == []
+
+
+def test_what_has_no_valid_uid_cannot_be_referred_to() -> None:
+    assert why_not(ct_slice(16)) == ""
+    nameless = ct_slice(16)
+    nameless.SOPInstanceUID = "1.02"
+    assert "SOPInstanceUID" in why_not(nameless)
+    with pytest.raises(ObjectError, match="SOPInstanceUID"):
+        capture(nameless)
 
 
 @pytest.mark.parametrize("identity", ["P" * 80, ["P", "PPP"], "P\x07PP"])
@@ -309,8 +362,6 @@ def test_a_study_that_is_none_is_refused(uid: str) -> None:
         {"pixels": np.zeros((1, 70000, 3), np.uint8)},
         {"frame": 1},
         {"frame": -1},
-        {"series_number": 0},
-        {"instance_number": 0},
     ],
 )
 def test_impossible_arguments_are_refused(arguments: dict[str, Any]) -> None:
@@ -327,7 +378,7 @@ def test_objects_of_every_real_image_are_valid(tmp_path: Path) -> None:
         source = real_source(path)
         if source is None:
             continue
-        written = write_object(capture(source, source_digest=file_digest(path)), tmp_path)
+        written = write_object(capture(source, content=file_digest(path)), tmp_path)
         assert dciodvfy_errors(written) == [], path
         again = dcmread(written)
         assert np.array_equal(again.pixel_array, picture())
