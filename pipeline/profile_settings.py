@@ -6,16 +6,16 @@ Shipped ones are in `configs/profiles/`; a site copies one and names its path: `
 from __future__ import annotations
 
 from string import Formatter
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline import RESEARCH_ONLY
 from pipeline.settings import Settings, digest, find_shipped, parse_settings, read_yaml
 
-KINDS = ("sc", "sc-multiframe", "overlay", "gsps", "seg", "pmap", "sr", "kos", "pdf")
-"""Every kind of object, in the order in which they are made: later ones refer to earlier ones."""
 Kind = Literal["sc", "sc-multiframe", "overlay", "gsps", "seg", "pmap", "sr", "kos", "pdf"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Every kind of object, in the order in which they are made: later ones refer to earlier ones."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 

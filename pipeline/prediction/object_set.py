@@ -1,4 +1,4 @@
-"""The objects of one case, one consistent set: which kinds its sources can have, made in an order in which later ones refer to earlier ones.
+"""The objects of one case, one consistent set: the kinds that its sources can have, in an order in which later ones refer to earlier.
 
 Nothing is written here. Why a kind is not made is said, never raised: `Unmade` names the kind and the reason.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-
-from pydicom.dataset import Dataset
 
 from pipeline.dicom import (
     encapsulated_pdf,
@@ -22,7 +20,7 @@ from pipeline.dicom import (
     structured_report,
     voxel_objects,
 )
-from pipeline.dicom.case_result import CaseResult, ResultImage
+from pipeline.dicom.case_result import CaseResult, Dataset, ResultImage
 from pipeline.errors import ObjectError
 from pipeline.prediction.case_page import case_page
 from pipeline.profile_settings import KINDS, Kind
