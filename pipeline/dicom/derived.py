@@ -63,6 +63,8 @@ VOLATILE = frozenset(
 )
 """When an object was made, at any depth: not part of its content."""
 
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
 IMPLEMENTATION_CLASS_UID = "2.25.226914029133711563716905834128403953721"
 """radloop as a writer of files (PS3.10 7.1); made once, at random."""
 
@@ -195,11 +197,18 @@ def instance_uid(
 
 def content_digest(dataset: Dataset) -> str:
     """SHA-256 of all attributes and pixels but `VOLATILE`, hexadecimal; the same before writing and after reading
-    again."""
+    again. Pixels are taken as they lie in memory, without a copy."""
+    bare, found = _without_volatile(dataset), hashlib.sha256()
+    for keyword in PIXELS:
+        if isinstance(bare.get(keyword), bytes):
+            found.update(keyword.encode())
+            found.update(bare[keyword].value)
+            del bare[keyword]
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = False, True
-    write_dataset(buffer, _without_volatile(dataset))
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
+    write_dataset(buffer, bare)
+    found.update(buffer.getvalue())
+    return found.hexdigest()
 
 
 def object_path(out: Path, dataset: Dataset) -> Path:
@@ -221,7 +230,7 @@ def write_object(dataset: Dataset, out: Path) -> Path:
     """
     conformance.check(dataset)
     path = object_path(out, dataset)
-    if _stands(path, content_digest(dataset)):
+    if path.is_file() and _stands(path, content_digest(dataset)):
         return path
     complete = Dataset()
     complete.update(dataset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import datetime
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,19 +55,21 @@ def retract(replaced: Replaced, out: Path, algorithm: Algorithm, profile: Profil
             source = read_source(path)
             if str(source.StudyInstanceUID) in studies:
                 old[str(source.StudyInstanceUID)].append(source)
-    created, objects, references = datetime.datetime.now().astimezone(), [], []
+    created = datetime.datetime.now().astimezone()
+    objects: list[Sequence[str]] = []
+    references: list[Sequence[str]] = []
     for sources in old.values():
         rejected = [(str(one.SOPClassUID), str(one.SOPInstanceUID), str(one.SeriesInstanceUID)) for one in sources]
         note = rejection_note(sources[0], rejected, algorithm, profile, created)
-        path = write_object(note, out).relative_to(out).as_posix()
-        objects.append((RETRACTION, "", path, str(note.SOPInstanceUID), content_digest(note)))
+        written = write_object(note, out).relative_to(out).as_posix()
+        objects.append((RETRACTION, "", written, str(note.SOPInstanceUID), content_digest(note)))
         references += [(str(note.SOPInstanceUID), uid) for _, uid, _ in rejected]
     _append(out / OBJECTS_FILE, objects)
     _append(out / "references.csv", references)
     return len(references)
 
 
-def _append(path: Path, rows: list[tuple[str, ...]]) -> None:
+def _append(path: Path, rows: Sequence[Sequence[str]]) -> None:
     if rows:
         lines = "".join(",".join(row) + "\n" for row in rows)  # UIDs, digests and paths of UIDs: nothing to quote
         write_whole(path, path.read_text() + lines)
