@@ -75,6 +75,8 @@ def _common_geometry(images: Sequence[ResultImage]) -> Dataset:
 def _add_frames(capture: Dataset, images: Sequence[ResultImage]) -> None:
     """Multi-frame (PS3.3 C.7.6.6) and SC Multi-frame Vector (C.8.6.4): pages from 1, and what each shows."""
     capture.NumberOfFrames = len(images)
+    if len(images) == 1:
+        return  # no increment, so no pointer to it
     capture.PageNumberVector = list(range(1, len(images) + 1))
     capture.FrameLabelVector = [_label(image) for image in images]
     capture.FrameIncrementPointer = [_PAGES, _LABELS]
