@@ -28,6 +28,9 @@ _GROUPS = frozenset({tag_of("SharedFunctionalGroupsSequence"), tag_of("PerFrameF
 
 _CODE_KEYWORDS = frozenset({tag_of("CodeValue"), tag_of("CodeMeaning")})
 
+SC_MULTI_FRAME = "sc-multi-frame-image"
+"""Here FrameIncrementPointer is due where there are several frames (PS3.3 C.8.6.3), and not always, as the module Multi-frame has it."""
+
 Required = tuple[tuple[int, str, str], ...]
 """(tag, type '1' or '2', module) of each."""
 
@@ -88,6 +91,8 @@ def iod_of(sop_class_uid: str) -> Iod | None:
     for key, of_module in rows.items():
         for row in of_module:
             _enter(root, row, key, usages[key] == "M")
+    if SC_MULTI_FRAME in usages:
+        root.required.pop(tag_of("FrameIncrementPointer"), None)
     return Iod(name, root, tuple(_optional_modules(rows, usages)), usages)
 
 
