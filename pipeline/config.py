@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -31,6 +31,10 @@ from pipeline.training_settings import Cosine as Cosine
 from pipeline.training_settings import Network as Network
 from pipeline.training_settings import Plateau as Plateau
 from pipeline.training_settings import Training as Training
+
+Heatmap = Literal["weights", "gradcam", "gradcam++", "hirescam", "layercam", "eigencam", "scorecam"]
+HEATMAPS: tuple[Heatmap, ...] = get_args(Heatmap)
+"""Ways to make a heatmap."""
 
 
 class Wanted(Settings):
@@ -58,6 +62,9 @@ class Evaluation(Settings):
     """temperature: logits are divided by one number, chosen on the validation split (Guo 2017)."""
     views: Literal["none", "flip_horizontal", "flips"] = "none"
     """Test-time augmentation: probabilities and heatmaps are means over the image and its mirror image, or its four mirror images."""
+    heatmap: Heatmap = "weights"
+    """How the model's heatmaps are made. weights: the classifier's own weights over the last feature map, in the one forward pass; the
+    others by the grad-cam package (docs/heatmaps.md says what each means and costs)."""
     resamples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples of patients for the 95 % intervals."""
     subgroups: list[str] = ["patient_sex", "patient_age", "manufacturer", "institution_name", "view_position"]
@@ -136,6 +143,15 @@ class Config(Settings):
             raise ValueError("training.unfreeze_every needs stages to unfreeze: network.trainable is the head alone")
         if self.training.feature_copies and not self.features_are_kept:
             raise ValueError("training.feature_copies needs network.trainable head and network.pooling mean")
+        return self
+
+    @model_validator(mode="after")
+    def _heatmap_can_be_made(self) -> Config:
+        if self.network.pooling == "volume" and self.evaluation.heatmap == "scorecam":
+            raise ValueError(
+                "evaluation.heatmap scorecam: the grad-cam package makes it of images only; with network.pooling volume give one of "
+                + ", ".join(name for name in HEATMAPS if name != "scorecam")
+            )
         return self
 
     @property

@@ -22,7 +22,17 @@ from safetensors.torch import save as serialize_tensors
 
 import pipeline
 from pipeline import RESEARCH_ONLY
-from pipeline.config import Config, Network, Preprocessing, Settings, digest, dump_yaml, parse_settings, read_yaml
+from pipeline.config import (
+    Config,
+    Heatmap,
+    Network,
+    Preprocessing,
+    Settings,
+    digest,
+    dump_yaml,
+    parse_settings,
+    read_yaml,
+)
 from pipeline.errors import ConfigError, RunError
 from pipeline.files import file_digest, write_whole
 from pipeline.identity import IdentityKey
@@ -86,8 +96,13 @@ class ModelFacts(Settings):
     """Of that file."""
     best_epoch: int
     """Whose weights these are."""
+    heatmap: Heatmap = "weights"
+    """How heatmaps are made."""
     heatmap_scale: float
-    """Evidence that has the full colour: one scale for the whole run, set on the validation split."""
+    """Evidence that has the full colour."""
+    heatmap_scale_of: Literal["run", "image"] = "run"
+    """run: one scale for the whole run, set on the validation split. image: each map has its own, as what it shows has no unit that two
+    images share; it is a share of the map's own maximum, and `heatmap_scale` is 1."""
     several: bool = False
     """Whether a case may have several of the classes at once, or none: each then has its own probability."""
     views: Literal["none", "flip_horizontal", "flips"] = "none"

@@ -180,6 +180,8 @@ def _facts(task: Task, fitted: Fit, origin: WeightsOrigin) -> dict[str, Any]:
         "positive": manifest.positive_class,
         "several": several,
         "views": config.evaluation.views,
+        "heatmap": config.evaluation.heatmap,
+        "heatmap_scale_of": "image" if config.evaluation.heatmap == "eigencam" else "run",
         "unit": manifest.unit,
         "rules": manifest.rules,
         "preprocessing": preprocessing,

@@ -82,7 +82,19 @@ def gallery_items(
     files = image_files(source_images.loc[[row for ours in rows for row in ours]], dict(roots))
     results = predict_files(model, files, keep_shown=True)
     keys = (_key_result(islice(results, len(ours)), one, model.facts) for ours, one in zip(rows, chosen, strict=True))
-    return [_item(model, one, key) for one, key in zip(chosen, keys, strict=True) if key is not None]
+    weights = (
+        _attention_weight(images.loc[of_case[one.case_id]], ours) for ours, one in zip(rows, chosen, strict=True)
+    )
+    return [
+        _item(model, one, key, weight)
+        for one, key, weight in zip(chosen, keys, weights, strict=True)
+        if key is not None
+    ]
+
+
+def _attention_weight(images: pd.DataFrame, key: list[int]) -> float:
+    """Of the key image of a case's `images`, as `pooling.attention_weights` has it; 1 without attention."""
+    return float(images.loc[key[0], "attention"]) * len(images) if "attention" in images else 1.0
 
 
 @dataclass(frozen=True)
@@ -149,11 +161,11 @@ def _key_result(results: Iterable[ImageResult], case: Chosen, facts: ModelFacts)
     return max(done, key=lambda result: float(result.evidence[place].mean()), default=None)  # type: ignore[index]
 
 
-def _item(model: TrainedModel, case: Chosen, result: ImageResult) -> GalleryItem:
+def _item(model: TrainedModel, case: Chosen, result: ImageResult, weight: float) -> GalleryItem:
     prepared = result.prepared
     if prepared is None or prepared.shown is None or result.evidence is None:
         raise ValueError("a picture needs a predicted image whose pixels were kept")
-    cells = result.evidence[model.facts.classes.index(case.shown)]
+    cells = result.evidence[model.facts.classes.index(case.shown)] * np.float32(weight)
     size = model.facts.preprocessing.size
     evidence = evidence_in_source(cells, model.geometry, prepared.affine, prepared.source_shape, size)
     heatmap = heatmap_layer(evidence, model.facts.heatmap_scale)

@@ -52,6 +52,7 @@ from pipeline.pages.report_tables import (
     stress_forest,
     subgroup_forest,
 )
+from pipeline.prediction.explain import evidence_unit, method_words
 from pipeline.wording import counted
 
 REPORT_FILE, CARD_FILE, CHECKLIST_FILE = "report.html", "MODEL_CARD.md", "claim_checklist.md"
@@ -225,7 +226,7 @@ def _model(content: RunReport) -> dict[str, Any]:
         "Classes": ", ".join(facts.classes),
         "Called": run_words.threshold_words(facts, config),
         "Temperature": run_words.temperature_words(facts, config),
-        "Heatmap": f"evidence of the last feature map, full colour from {facts.heatmap_scale:.3g} on",
+        "Heatmap": f"{method_words(facts)}, full colour from {facts.heatmap_scale:.3g} ({evidence_unit(facts)}) on",
         "Scope": run_words.scope_words(facts.scope),
         "Rules": run_words.rules_words(facts.rules),
     }

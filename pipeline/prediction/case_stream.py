@@ -15,6 +15,7 @@ from itertools import groupby
 
 from pipeline.dicom.case_result import Finding
 from pipeline.label_arrays import findings_of
+from pipeline.prediction.attended import attended
 from pipeline.prediction.pooling import pool_cases, ranked_attention
 from pipeline.prediction.predict import ImageResult, TrainedModel
 from pipeline.run import ModelFacts
@@ -51,9 +52,11 @@ def _case(
     case_id: str, results: tuple[ImageResult, ...], keys: KeyImages, model: TrainedModel, out_of_scope: str
 ) -> CaseOfResults:
     facts = model.facts
+    results = attended(results, facts)
     done = [result for result in results if result.probabilities is not None]
     if not done:
         return CaseOfResults(case_id, results)
+    evidence = {result.file: result.evidence for result in done}
     logits, attention = ([getattr(result, name) for result in done] for name in ("logits", "attention"))
     probabilities = pool_cases(logits, attention, model.temperatures, facts.several, facts.network.pooling)
     called = findings_of(model.decide(probabilities[None])[0], facts.classes)
@@ -62,7 +65,7 @@ def _case(
     return CaseOfResults(
         case_id=case_id,
         results=results,
-        keys=tuple(keys.of(shown)),
+        keys=tuple(replace(key, evidence=evidence[key.file]) for key in keys.of(shown)),
         findings=tuple(
             Finding(name, float(probability), name in called)
             for name, probability in zip(facts.classes, probabilities, strict=True)

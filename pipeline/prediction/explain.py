@@ -2,7 +2,8 @@
 
 With a linear head after global average pooling, Grad-CAM is the head's own weights over the last feature map (Zhou 2016,
 Selvaraju 2017). With the bias spread over the cells, each cell's evidence is what the classifier would say of that cell alone, and
-the mean over the cells is the logit margin: 0 means "speaks for neither", so no threshold has to be invented.
+the mean over the cells is the logit margin: 0 means "speaks for neither", so no threshold has to be invented. Other ways to make a map
+are in `heatmap_methods`; what each says in words and in which unit is here, for objects and pages.
 """
 
 from __future__ import annotations
@@ -14,10 +15,23 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.networks.model import Geometry
+from pipeline.run import ModelFacts
 from transforms.spatial import map_back
 
 SCALE_PERCENTILE = 99.0
 """Of the positive evidence on the validation split: the colours' full scale, so that one freak cell does not dim all others."""
+METHOD_WORDS = {
+    "weights": "the classifier's evidence (Grad-CAM of a linear head)",
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "eigencam": "EigenCAM (blind to the class, without sign)",
+    "scorecam": "Score-CAM",
+}
+"""For each of `evaluation.heatmap`, in ASCII: it stands in attributes of objects."""
+OWN_MAXIMUM = "share of its own maximum"
+"""The unit of maps that share no scale."""
 
 
 def class_evidence(
@@ -29,14 +43,16 @@ def class_evidence(
     themselves are not identifiable (adding a vector to all of them changes no probability). `several` labels at once: each
     one's own logit, which is identifiable, because each has a probability of its own.
     """
-    if several:
-        contrast, offset = weight, bias
-    elif len(weight) == 2:
-        contrast, offset = weight - weight.flip(0), bias - bias.flip(0)
-    else:
-        contrast, offset = weight - weight.mean(dim=0), bias - bias.mean()
+    contrast, offset = (class_contrast(values, several=several) for values in (weight, bias))
     cells = torch.einsum("bc...,kc->bk...", features, contrast)
     return cells + offset.view(1, -1, *[1] * (cells.ndim - 2))
+
+
+def class_contrast(values: torch.Tensor, *, several: bool) -> torch.Tensor:
+    """(classes, ...) of logits, or of what they are made of, to what a map of each class is a map of: see `class_evidence`."""
+    if several:
+        return values
+    return values - values.flip(0) if len(values) == 2 else values - values.mean(dim=0)
 
 
 def mirrored_back(evidence: torch.Tensor, axes: Sequence[int], geometry: Geometry, input_size: int) -> torch.Tensor:
@@ -60,6 +76,27 @@ def _mirror(evidence: torch.Tensor, axis: int, geometry: Geometry, input_size: i
     mirrored = (input_size - 1 - places - geometry.cell_offset) / geometry.cell_stride
     weights = np.stack([np.interp(mirrored, cells, row) for row in np.eye(len(cells))])
     return torch.from_numpy(weights).to(evidence)
+
+
+def method_words(facts: ModelFacts) -> str:
+    """How the model's heatmaps are made, for people: 'the classifier's evidence (Grad-CAM of a linear head)'."""
+    by_attention = " weighed by attention" if facts.network.pooling == "attention" else ""
+    return METHOD_WORDS[facts.heatmap] + by_attention
+
+
+def evidence_unit(facts: ModelFacts) -> str:
+    """The unit of the model's heatmaps: 'logit margin'."""
+    if facts.heatmap == "eigencam":
+        return OWN_MAXIMUM
+    if facts.heatmap == "scorecam":
+        return "weighted activation"
+    of = "logit" if facts.several else "logit margin" if len(facts.classes) == 2 else "centred logit"
+    return of + {"gradcam++": ", reweighted", "layercam": ", its positive part"}.get(facts.heatmap, "")
+
+
+def scale_of(facts: ModelFacts, evidence: Iterable[NDArray[np.float32]]) -> float:
+    """`heatmap_scale` of the validation split's `evidence`; 1 where maps are shares of their own maximum."""
+    return 1.0 if facts.heatmap_scale_of == "image" else heatmap_scale(evidence)
 
 
 def heatmap_scale(evidence: Iterable[NDArray[np.float32]]) -> float:

@@ -60,6 +60,12 @@ def attention_shares(attention: ArrayLike, case: Integers, cases: int) -> Floats
     return _softmax_within(ranked_attention(np.asarray(attention, dtype=np.float64))[:, None], case, cases)[:, 0]
 
 
+def attention_weights(attention: ArrayLike, case: Integers, cases: int) -> Floats:
+    """(n,) by which evidence is multiplied, so that the mean over a case's images is what the case says: each image's share, times their
+    number. 1: an image that counts as much as the others."""
+    return attention_shares(attention, case, cases) * np.bincount(case, minlength=cases)[case]
+
+
 def ranked_attention(attention: Floats) -> Floats:
     """(n,) by which the images of a case are ranked, before the case is complete: the views' mean (shares: their geometric mean)."""
     return np.asarray(attention.mean(axis=-1))

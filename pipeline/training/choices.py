@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pipeline.config import Evaluation
 from pipeline.label_arrays import label_array, presence
 from pipeline.metrics.calibration import choose_threshold, fit_temperature
-from pipeline.prediction.explain import heatmap_scale
-from pipeline.prediction.pooling import pool_each
+from pipeline.prediction.explain import scale_of
+from pipeline.prediction.pooling import attention_weights, pool_each
 from pipeline.prediction.predict import ImageResult, TrainedModel
 from pipeline.run import ModelFacts
 from pipeline.wording import counted
@@ -26,7 +26,7 @@ from pipeline.wording import counted
 @dataclass(frozen=True)
 class Validated:
     """`logits` (n, v, k), `attention` (n, v), `case` (n,) the number of each image's case, `labels` the cases' texts, in the order of
-    their numbers; `evidence`: of each image the cells of the class that it shows.
+    their numbers; `evidence`: of each image the cells of the class that it shows, as they are drawn.
     """
 
     logits: NDArray[np.float64]
@@ -65,10 +65,14 @@ def validated(model: TrainedModel, results: Iterable[ImageResult], labels: pd.Se
         evidence.append(result.evidence[result.shown].copy())  # of a batch, which would stay as a whole
     case, names = pd.factorize(np.array(cases, dtype=object))
     shape = (len(cases), model.views, len(model.facts.classes))
+    scores, numbers = np.array(attention, dtype=np.float64).reshape(shape[:2]), case.astype(np.int64)
+    if model.facts.network.pooling == "attention":
+        weights = attention_weights(scores, numbers, len(names)).astype(np.float32)
+        evidence = [cells * weight for cells, weight in zip(evidence, weights, strict=True)]
     return Validated(
         np.array(logits, dtype=np.float64).reshape(shape),
-        np.array(attention, dtype=np.float64).reshape(shape[:2]),
-        case.astype(np.int64),
+        scores,
+        numbers,
         labels.loc[list(names)].astype(str).tolist(),
         evidence,
     )
@@ -107,7 +111,7 @@ def chosen(validation: Validated, facts: ModelFacts, settings: Evaluation) -> Ch
             "evaluation.threshold says nothing here: of more than two classes the most probable one is called"
         )
     told = "; ".join(rule) if thresholds else "the most probable class"
-    scale = heatmap_scale(validation.evidence)
+    scale = scale_of(facts, validation.evidence)
     return Chosen(temperature, thresholds, told, scale, tuple(filter(None, warnings)))
 
 
