@@ -34,6 +34,8 @@ TEXT_BOX = ((0.01, 0.86), (0.99, 0.99))
 """Of the displayed area, from its top left corner 0\\0 to its bottom right corner 1\\1: the lowest part of what is shown."""
 MAX_POINTS = 65534 // 8
 """Of one graphic: the length of an explicit FL has 16 bits (PS3.5 7.1.2), a point 8 bytes. A longer outline goes on in the next."""
+MODALITY_BITS, VOI_BITS = (8, 16), range(8, 17)
+"""That an entry of each table may have (PS3.3 C.11.1.1, C.11.2.1.1)."""
 WHITE = 0xFFFF  # GraphicLayerRecommendedDisplayGrayscaleValue
 ASPECT_LIMIT = 1000
 """The largest number of an aspect ratio that stands for two spacings: to a thousandth of a pixel."""
@@ -245,7 +247,7 @@ def _modality_lut(image: ResultImage) -> Dataset:
     found = Dataset()
     tables = items(group, "ModalityLUTSequence")
     if tables:
-        item = _table_item(tables[0], source, signed_input=_is_signed(source))
+        item = _table_item(tables[0], source, signed_input=_is_signed(source), depths=MODALITY_BITS)
         kind = carried(tables[0], "ModalityLUTType")
         item.ModalityLUTType = kind.value if kind is not None else "US"
         found.ModalityLUTSequence = [item]
@@ -272,7 +274,7 @@ def _voi(image: ResultImage) -> Dataset:
     voi = Dataset()
     tables = items(group, "VOILUTSequence")
     if tables:
-        voi.VOILUTSequence = [_table_item(tables[0], source, signed_input=_can_be_negative(image))]
+        voi.VOILUTSequence = [_table_item(tables[0], source, signed_input=_can_be_negative(image), depths=VOI_BITS)]
         return voi
     name = carried(group, "VOILUTFunction")
     function = name.value if name is not None and name.value in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"
@@ -298,22 +300,27 @@ def _values(dataset: Dataset, keyword: str) -> list[object]:
     return [element.value] if element.VM == 1 else list(element.value)
 
 
-def _table_item(item: Dataset, source: Dataset, *, signed_input: bool) -> Dataset:
-    """A lookup table as the source has it, its words and their VRs put right. Raises Rejected where it is none."""
+def _table_item(item: Dataset, source: Dataset, *, signed_input: bool, depths: Sequence[int]) -> Dataset:
+    """A lookup table as the source has it, its words and their VRs put right, the bits of an entry the next of `depths`.
+
+    Raises Rejected where it is none.
+    """
     little_endian = source.original_encoding[1] is not False
     table = read_table(item, signed_input=signed_input, little_endian=little_endian)
+    bits = next((depth for depth in depths if depth >= table.bits), depths[-1])
     made = Dataset()
-    made.add_new("LUTDescriptor", *_descriptor(table))
-    made.add_new("LUTData", VR.OW, table.entries.astype("<u2").tobytes())
+    made.add_new("LUTDescriptor", *_descriptor(table, bits))
+    entries = table.entries.astype("u1" if bits == 8 else "<u2").tobytes()  # PS3.3 C.11.1.1: 8 bits are bytes
+    made.add_new("LUTData", VR.OW, entries + b"\0" * (len(entries) % 2))
     explanation = carried(item, "LUTExplanation")
     if explanation is not None:
         made.LUTExplanation = ascii_text(str(explanation.value), LO_CHARACTERS)
     return made
 
 
-def _descriptor(table: LookupTable) -> tuple[str, list[int]]:
+def _descriptor(table: LookupTable, bits: int) -> tuple[str, list[int]]:
     """VR and value of LUTDescriptor (PS3.3 C.11.1.1): 16-bit words, 0 for 65536 entries, signed only where the first input is."""
-    words = [len(table.entries) & 0xFFFF, table.first & 0xFFFF, table.bits]
+    words = [len(table.entries) & 0xFFFF, table.first & 0xFFFF, bits]
     if table.first >= 0:
         return VR.US, words
     return VR.SS, [word - 0x10000 if word & 0x8000 else word for word in words]
