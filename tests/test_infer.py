@@ -58,8 +58,8 @@ def test_what_was_interrupted_goes_on(looped: Path, tmp_path: Path, small_parts:
     monkeypatch.setattr(stage, "predict_files", counted)
     images = len(_table(tmp_path / "whole/image_predictions.csv"))
     limit = images - 3
-    with pytest.raises(KeyboardInterrupt):
-        infer(looped / "run", str(looped / "export"), tmp_path / "out", progress=False)
+    with pytest.raises(KeyboardInterrupt):  # without workers nothing is read ahead
+        infer(looped / "run", str(looped / "export"), tmp_path / "out", workers=0, progress=False)
     done = list((tmp_path / "out/.inference").iterdir())
     assert done
     seen.clear()
