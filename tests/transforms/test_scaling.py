@@ -33,6 +33,15 @@ def test_each_tissue_gets_its_level():
     assert float(np.median(found[:, 60:])) == pytest.approx(BRIGHT_LEVEL, abs=0.005)
 
 
+def test_bone_stands_out_from_soft_tissue_in_no_window():
+    """A window that saturates at soft tissue and one that shows bone give the same."""
+    image = _two_tissues(0.2, 0.6)
+    image[:, 20:40, 70:90] = 1.0
+    found = _scaled(image)
+    assert float(found.max()) == pytest.approx(BRIGHT_LEVEL)
+    np.testing.assert_allclose(_scaled(image.clamp(max=0.6)), found, atol=0.02)
+
+
 @settings(max_examples=60, deadline=None)
 @given(gain=st.floats(0.02, 1.0), offset=st.floats(0.0, 1.0))
 def test_no_window_that_cuts_nothing_changes_it(gain, offset):
