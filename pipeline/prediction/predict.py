@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from pipeline.errors import RejectReason, RunError
+from pipeline.networks.folding import fold_batch_norms
 from pipeline.networks.model import WEIGHTS_FILE, Classifier, Geometry, VolumeClassifier, new_network
 from pipeline.prediction.explain import class_evidence, mirrored_back
+from pipeline.prediction.heatmap_methods import method_evidence, own_share
 from pipeline.prediction.pooling import image_probabilities
 from pipeline.prediction.prediction_tables import STATUS_FAILED as STATUS_FAILED
 from pipeline.prediction.prediction_tables import STATUS_OK as STATUS_OK
@@ -101,12 +103,12 @@ class TrainedModel:
         With volume pooling the batch is one case, its slices in order, and each says what the case says.
         """
         volume, depth = self.facts.network.pooling == "volume", self.facts.network.bag_size
-        inputs = self._input(np.moveaxis(resampled_volume(levels, depth), 1, 0) if volume else levels)
-        inputs = inputs.transpose(0, 1)[None].contiguous() if volume else inputs
+        inputs = self.inputs(levels)
         views = [self._view(network, inputs, axes) for axes in MIRRORS[self.facts.views] for network in self.networks]
         logits = torch.stack([view.logits for view in views], dim=1).double().cpu().numpy()
         attention = torch.stack([view.attention for view in views], dim=1).double().cpu().numpy()
-        evidence = torch.stack([view.evidence for view in views]).mean(dim=0).cpu().numpy()
+        together = torch.stack([view.evidence for view in views]).mean(dim=0)
+        evidence = (own_share(together) if self.facts.heatmap_scale_of == "image" else together).cpu().numpy()
         if volume:
             logits, attention = (np.repeat(one, len(levels), axis=0) for one in (logits, attention))
             assert isinstance(self.network, VolumeClassifier)
@@ -115,6 +117,13 @@ class TrainedModel:
         positive = self.facts.positive_index
         shown = probabilities.argmax(axis=1) if positive is None else np.full(len(logits), positive)
         return Predicted(logits, attention, evidence, probabilities, shown)
+
+    def inputs(self, levels: NDArray[np.uint16]) -> torch.Tensor:
+        """What the networks see of levels (n, k, rows, columns): (n, c, rows, columns); of a volume (1, c, depth, rows, columns)."""
+        if self.facts.network.pooling != "volume":
+            return self._input(levels)
+        slices = self._input(np.moveaxis(resampled_volume(levels, self.facts.network.bag_size), 1, 0))
+        return slices.transpose(0, 1)[None].contiguous()
 
     def _input(self, levels: NDArray[np.uint16]) -> torch.Tensor:
         """(n, c, rows, columns) from levels (n, k, rows, columns)."""
@@ -130,9 +139,18 @@ class TrainedModel:
             features = features.float()
             logits = network.classify(features)
             attention = _attention(network, features)
-            evidence = class_evidence(features, network.head.weight, network.head.bias, several=self.facts.several)
+        evidence = self._evidence(network, seen, features)
+        with torch.inference_mode():
             evidence = mirrored_back(evidence, axes, network.geometry, inputs.shape[-1])
         return _View(logits, attention, evidence)
+
+    def _evidence(self, network: Network, seen: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """(b, classes, *cells) by the method of `evaluation.heatmap`."""
+        several = self.facts.several
+        if self.facts.heatmap == "weights":
+            with torch.inference_mode():
+                return class_evidence(features, network.head.weight, network.head.bias, several=several)
+        return method_evidence(self.facts.heatmap, network, seen, features, several=several)
 
     def decide(self, probabilities: NDArray[np.float64]) -> list[str]:
         """Each row's class, or classes (n, classes): see `prediction_tables.decide`."""
@@ -242,11 +260,15 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(run: Path, device: torch.device | None = None) -> TrainedModel:
-    """The trained model of a run, or of an ensemble's; RunError where it is incomplete or damaged."""
+def load_model(run: Path, device: torch.device | None = None, *, fold: bool = True) -> TrainedModel:
+    """The trained model of a run, or of an ensemble's; RunError where it is incomplete or damaged. `fold`: see `trained_model`."""
     facts = read_model(run)
-    networks = [_load_network(folder, facts) for folder in member_folders(run, facts)]
-    return trained_model(networks, facts, device or pick_device())
+    return trained_model(load_networks(run, facts), facts, device or pick_device(), fold=fold)
+
+
+def load_networks(run: Path, facts: ModelFacts) -> list[Network]:
+    """A run's networks as they were trained; RunError where one is damaged."""
+    return [_load_network(folder, facts) for folder in member_folders(run, facts)]
 
 
 def _load_network(folder: Path, facts: ModelFacts) -> Network:
@@ -258,9 +280,18 @@ def _load_network(folder: Path, facts: ModelFacts) -> Network:
     return network
 
 
-def trained_model(networks: Sequence[Network], facts: ModelFacts, device: torch.device) -> TrainedModel:
-    """Networks in evaluation mode on their device."""
+def trained_model(
+    networks: Sequence[Network], facts: ModelFacts, device: torch.device, *, fold: bool = True
+) -> TrainedModel:
+    """Networks in evaluation mode on their device.
+
+    On the CPU copies with batch norms folded into convolutions say the same faster; not where `fold` is False, nor where the method of
+    heatmaps takes gradients or layers of the network as it was trained. A GPU rounds weights to bfloat16, folded ones otherwise.
+    """
     flat = facts.network.pooling != "volume"
+    if fold and device.type == "cpu" and facts.heatmap == "weights":
+        channels, size = facts.network.channels, facts.preprocessing.size
+        networks = [fold_batch_norms(network, channels, size).network for network in networks]
     ready = [network.eval().to(device) for network in networks]
     if flat:
         ready = [network.to(memory_format=torch.channels_last) for network in ready]
