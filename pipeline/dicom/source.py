@@ -13,7 +13,9 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from pydicom import dcmread
@@ -131,8 +133,7 @@ def as_source(dataset: Dataset) -> Dataset:
     invalid values of patient and study are emptied (Type 2) or dropped, but `KEPT`. Where text is not in the
     declared character set, the set is corrected: UTF-8 where the bytes are, else Latin-1. All else is as it was.
     """
-    with warnings.catch_warnings(), disable_value_validation():  # pydicom's warnings and logs quote the value
-        warnings.simplefilter("ignore")
+    with _quietly():
         source = copy.deepcopy(dataset)
         for tag in list(source.keys()):
             if tag.is_private or tag.group == 0x7FE0:
@@ -149,31 +150,50 @@ def as_source(dataset: Dataset) -> Dataset:
 
 def carried(source: Dataset, keyword: str) -> DataElement | None:
     """The source's attribute as a new element of the dictionary's VR; None where it is absent, empty or not valid."""
-    with warnings.catch_warnings(), disable_value_validation():  # pydicom's warnings and logs quote the value
-        warnings.simplefilter("ignore")
-        try:
-            vr = dictionary_VR(_tag(keyword))
-            if source[keyword].is_empty:
-                return None
-            value = source[keyword].value
-            several = isinstance(value, MultiValue | list | tuple)
-            plain = [_plain(part, vr) for part in value] if several else _plain(value, vr)
-            element = DataElement(_tag(keyword), vr, plain)
-            if conformance.element_finding(element) is not None:
-                return None
-        except UNREADABLE:
-            return None
-    allowed = element.value in ENUMERATED[keyword] if keyword in ENUMERATED else True
-    return element if allowed and (keyword != "TimezoneOffsetFromUTC" or _ZONE.fullmatch(element.value)) else None
+    if _tag(keyword) not in source:
+        return None
+    with _quietly():
+        return _carried(source, keyword)
 
 
 def carry_all(source: Dataset, keywords: Iterable[str], target: Dataset) -> Dataset:
     """`target`, an object under construction, after each valid one of the source's attributes was put into it."""
-    for keyword in keywords:
-        element = carried(source, keyword)
-        if element is not None:
-            target.add(element)
+    present = source.keys()
+    found = [keyword for keyword in keywords if _tag(keyword) in present]
+    if not found:
+        return target
+    with _quietly():
+        for keyword in found:
+            element = _carried(source, keyword)
+            if element is not None:
+                target.add(element)
     return target
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """pydicom's warnings and logs quote the value."""
+    with warnings.catch_warnings(), disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _carried(source: Dataset, keyword: str) -> DataElement | None:
+    try:
+        tag = _tag(keyword)
+        vr, given = dictionary_VR(tag), source[tag]
+        if given.is_empty:
+            return None
+        value = given.value
+        several = isinstance(value, MultiValue | list | tuple)
+        plain = [_plain(part, vr) for part in value] if several else _plain(value, vr)
+        element = DataElement(tag, vr, plain)
+        if conformance.element_finding(element) is not None:
+            return None
+    except UNREADABLE:
+        return None
+    allowed = element.value in ENUMERATED[keyword] if keyword in ENUMERATED else True
+    return element if allowed and (keyword != "TimezoneOffsetFromUTC" or _ZONE.fullmatch(element.value)) else None
 
 
 def has_value(source: Dataset, keyword: str) -> bool:
@@ -304,6 +324,7 @@ def _plain(value: object, vr: str) -> object:
     return text
 
 
+@lru_cache(maxsize=1024)
 def _tag(keyword: str) -> BaseTag:
     tag = tag_for_keyword(keyword)
     if tag is None:
