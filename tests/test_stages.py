@@ -15,11 +15,11 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.config import load_config
-from pipeline.demo import Pointing, lesion_mask
 from pipeline.dicom.phantom import ct_slice, radiograph, save
 from pipeline.dicom.secondary_capture import read_picture
 from pipeline.errors import RadloopError, RunError
 from pipeline.evaluate import evaluate
+from pipeline.explaining.pointing import Pointing, lesion_mask
 from pipeline.infer import infer
 from pipeline.run import RESEARCH_ONLY, read_model
 from pipeline.train import train
@@ -368,7 +368,7 @@ def test_where_the_cache_cannot_be_written_the_run_has_one(
         (["index", "{tmp}", "--out", "{tmp}/i"], "lies inside the source"),
         (["evaluate", "{tmp}"], "not a run of radloop train"),
         (["infer", "{run}", "{export}", "--out", "{export}/out"], "lies inside the source"),
-        (["infer", "{run}", "{export}", "--out", "{tmp}/o", "--write", "seg"], "expected sc, or none"),
+        (["infer", "{run}", "{export}", "--out", "{tmp}/o", "--write", "sx"], "expected some of sc, sc-multiframe"),
         (["evaluate", "{run}", "--split", "holdout"], "expected one of train, validation, test"),
         (["demo", "--out", "{export}"], "not empty and not from an earlier demo"),
     ],
