@@ -281,7 +281,8 @@ def _voi(image: ResultImage) -> Dataset:
     for place, (center, width) in enumerate(
         zip(_values(group, "WindowCenter"), _values(group, "WindowWidth"), strict=False)
     ):
-        if float(width) >= (1 if function == "LINEAR" else 0) and float(width) > 0:  # PS3.3 C.11.2.1.2
+        across = float(str(width))
+        if across >= (1 if function == "LINEAR" else 0) and across > 0:  # PS3.3 C.11.2.1.2
             voi.WindowCenter, voi.WindowWidth = center, width
             if function != "LINEAR":
                 voi.VOILUTFunction = function

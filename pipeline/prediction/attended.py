@@ -20,11 +20,11 @@ from pipeline.run import ModelFacts
 
 def attended(results: Sequence[ImageResult], facts: ModelFacts) -> tuple[ImageResult, ...]:
     """All results of one case, their evidence weighed; as they are where pooling is not attention."""
-    done = [result for result in results if result.attention is not None]
+    done = [(result, result.attention) for result in results if result.attention is not None]
     if facts.network.pooling != "attention" or not done:
         return tuple(results)
-    weights = attention_weights([result.attention for result in done], np.zeros(len(done), dtype=np.int64), 1)
-    weight_of = {result.file: np.float32(weight) for result, weight in zip(done, weights, strict=True)}
+    weights = attention_weights([attention for _, attention in done], np.zeros(len(done), dtype=np.int64), 1)
+    weight_of = {result.file: np.float32(weight) for (result, _), weight in zip(done, weights, strict=True)}
     return tuple(
         replace(result, evidence=result.evidence * weight_of[result.file]) if result.evidence is not None else result
         for result in results

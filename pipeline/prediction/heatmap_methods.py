@@ -102,7 +102,7 @@ def _score_maps(network: Network, inputs: torch.Tensor, features: torch.Tensor, 
     for image, its_features in zip(inputs, features, strict=True):
         speaks = _Remembers(network)
         package = _packages_class("scorecam")(speaks, [])
-        package.batch_size = SCORED_AT_ONCE  # type: ignore[attr-defined]  # which the package looks for
+        package.batch_size = SCORED_AT_ONCE  # which the package looks for
         maps = []
         for place in range(classes):
             speaks.begin_again()
