@@ -14,7 +14,7 @@ from scipy.special import expit, softmax
 
 from pipeline.config import Network, Preprocessing
 from pipeline.errors import RejectReason, RunError
-from pipeline.infer import KeyImages
+from pipeline.prediction.case_stream import KeyImages
 from pipeline.manifest import Rules
 from pipeline.networks.model import new_network
 from pipeline.prediction.pooling import pool_cases

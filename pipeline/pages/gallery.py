@@ -95,7 +95,7 @@ def gallery_items(
 def _attention_weight(images: pd.DataFrame, key: list[int]) -> float:
     """Of the key image of a case's `images`, as `pooling.attention_weights` has it; 1 without attention."""
     return (
-        float(images["attention"].to_numpy(dtype=float)[images.index.get_indexer(key[:1])[0]]) * len(images)
+        float(images["attention"].to_numpy(dtype=float)[images.index.get_indexer(pd.Index(key[:1]))[0]]) * len(images)
         if "attention" in images
         else 1.0
     )
