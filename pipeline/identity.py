@@ -20,6 +20,8 @@ MINIMUM_KEY_CHARACTERS = 16  # a shorter one can be guessed, and patient IDs are
 HASH_CHARACTERS = 32  # 128 bits: no two of any number of patients collide
 
 FINGERPRINT_CHARACTERS = 12
+_ANY = ("utf-8", "surrogateescape")
+"""Paths may hold bytes that are no letters."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class IdentityKey:
     def accession(self, accession_number: str) -> str | None:
         """Hash of an AccessionNumber; None where it is empty."""
         return self._digest("accession", accession_number.strip()) if accession_number.strip() else None
+
+    def keyed(self, purpose: str, *parts: str) -> bytes:
+        """32 bytes that only this key makes of these parts for this purpose; of another purpose's bytes they say nothing."""
+        message = b"".join(
+            len(part).to_bytes(8, "big") + part for part in (one.encode(*_ANY) for one in (purpose, *parts))
+        )
+        return hmac.new(self.secret, b"\x1d" + message, "sha256").digest()
 
     @property
     def fingerprint(self) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pipeline
 from pipeline.cohort.cases import Cases, group_images
-from pipeline.config import Output
 from pipeline.errors import ConfigError
 from pipeline.files import alone
 from pipeline.indexing.index import Index
@@ -26,7 +25,7 @@ from pipeline.prediction.deliver import Delivered, Delivery
 from pipeline.prediction.inference_parts import Counts, Ledger, Part, parts_of
 from pipeline.prediction.predict import ImageResult, TrainedModel, load_model, predict_files
 from pipeline.prediction.prediction_tables import case_table, image_table
-from pipeline.prediction.retraction import Replaced, read_replaced, retract
+from pipeline.prediction.retraction import read_replaced, retract
 from pipeline.prediction.scope import RASTER_FORMATS, scope_reason
 from pipeline.prepared.dataset import ImageFile, image_files
 from pipeline.profile_settings import KINDS, Kind, load_profile

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.pacs import browser, ohif
+from tests.pacs import orthanc as pacs
+from tests.validators import PROGRAMS, why_absent
 
 TEST_KEY = "a key for tests, of no patient"
 
@@ -20,7 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need real data or a validator are skipped where it is absent; CI has both."""
     absent = {
         "real_data": None if os.environ.get("RADLOOP_DATA") else "RADLOOP_DATA does not name the real images",
-        "dciodvfy": None if shutil.which("dciodvfy") else "dciodvfy is not installed",
+        **{marker: why_absent(marker) for marker in (*PROGRAMS, "dicom_validator")},
+        "chromium": None if browser.PROGRAM else "Chromium is not installed",
+        "orthanc": None if pacs.IS_INSTALLED else "Orthanc with its DICOMweb plugin is not installed",
+        "ohif": None if ohif.DIST else "OHIF is not at hand (.ci/ohif gets it)",
     }
     for item in items:
         for marker, reason in absent.items():
@@ -43,6 +51,13 @@ def pytest_unconfigure() -> None:
 def real_data() -> Path:
     """The folder of real images (see the marker `real_data`)."""
     return Path(os.environ["RADLOOP_DATA"])
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pacs.Orthanc]:
+    """A PACS. Its storage holds what the tests before left there: empty it first."""
+    with pacs.running_orthanc(tmp_path_factory.mktemp("orthanc")) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,15 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [
     {"cli", "__main__"},
-    {"demo", "train", "evaluate", "compare", "infer", "audit", "volumes", "check", "doctor"},
-    {"prediction", "training", "evaluation", "pages"},
+    {"demo", "train", "evaluate", "compare", "explain", "infer", "audit", "volumes", "check", "deidentify", "doctor"},
+    {"prediction", "training", "evaluation", "explaining", "pages"},
     {"cohort", "auditing", "prepared", "networks", "metrics", "run"},
     {"indexing"},
     {"dicom"},
     {"work", "render", "raster", "nifti", "transforms", "progress"},
     {
         *("config", "settings", "image_settings", "training_settings", "profile_settings", "manifest", "rule_settings"),
+        *("deidentify_settings", "crosswalk"),
         *("label_arrays", "identity", "columns", "arrow", "wording", "errors", "files", "archive"),
     },
 ]

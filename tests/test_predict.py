@@ -14,9 +14,9 @@ from scipy.special import expit, softmax
 
 from pipeline.config import Network, Preprocessing
 from pipeline.errors import RejectReason, RunError
-from pipeline.prediction.case_stream import KeyImages
 from pipeline.manifest import Rules
 from pipeline.networks.model import new_network
+from pipeline.prediction.case_stream import KeyImages
 from pipeline.prediction.pooling import pool_cases
 from pipeline.prediction.predict import MIRRORS, ImageResult, TrainedModel, trained_model
 from pipeline.prediction.prediction_tables import case_table, decide, image_table, probability_columns

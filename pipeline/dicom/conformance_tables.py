@@ -61,6 +61,8 @@ class Level:
     known: set[int] = field(default_factory=set)
     """All tags that the modules have at this level."""
     sequences: dict[int, Level] = field(default_factory=dict)
+    types: dict[int, str] = field(default_factory=dict)
+    """Tag → the strictest type, '1' to '3', that any module has for it, conditional ones and optional modules included."""
 
     @property
     def is_code(self) -> bool:
@@ -102,6 +104,7 @@ def _enter(root: Level, row: Row, module: str, is_mandatory: bool) -> None:
     for step in row.path:
         level = level.sequences.setdefault(step, Level())
     level.known.add(row.tag)
+    level.types[row.tag] = min(row.type, level.types.get(row.tag, "3"))
     is_due = is_mandatory if not row.path else row.path[-1] not in _GROUPS
     if row.type not in ("1", "2") or not is_due:
         return

@@ -14,17 +14,23 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from pipeline import __version__
 from pipeline.dicom import conformance
+from pipeline.dicom.explicit_encoding import encoded, encoded_meta
 from pipeline.dicom.source import (
     EQUIPMENT,
     KEPT,
@@ -63,7 +69,8 @@ VOLATILE = frozenset(
 )
 """When an object was made, at any depth: not part of its content."""
 
-PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+OTHER_ENCODINGS = (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+"""Transfer syntaxes whose datasets are not in Explicit VR Little Endian: radloop writes them only where a source has them."""
 
 IMPLEMENTATION_CLASS_UID = "2.25.226914029133711563716905834128403953721"
 """radloop as a writer of files (PS3.10 7.1); made once, at random."""
@@ -198,16 +205,9 @@ def instance_uid(
 def content_digest(dataset: Dataset) -> str:
     """SHA-256 of all attributes and pixels but `VOLATILE`, hexadecimal; the same before writing and after reading
     again. Pixels are taken as they lie in memory, without a copy."""
-    bare, found = _without_volatile(dataset), hashlib.sha256()
-    for keyword in PIXELS:
-        if isinstance(bare.get(keyword), bytes):
-            found.update(keyword.encode())
-            found.update(bare[keyword].value)
-            del bare[keyword]
-    buffer = DicomBytesIO()
-    buffer.is_implicit_VR, buffer.is_little_endian = False, True
-    write_dataset(buffer, bare)
-    found.update(buffer.getvalue())
+    found = hashlib.sha256()
+    for piece in encoded(dataset, without=VOLATILE):
+        found.update(piece)
     return found.hexdigest()
 
 
@@ -232,12 +232,22 @@ def write_object(dataset: Dataset, out: Path) -> Path:
     path = object_path(out, dataset)
     if path.is_file() and _stands(path, content_digest(dataset)):
         return path
-    complete = Dataset()
-    complete.update(dataset)
-    complete.file_meta = _file_meta(dataset)
     with whole_file(path) as file:
-        dcmwrite(file, complete, enforce_file_format=True)
+        _write(dataset, file)
     return path
+
+
+def _write(dataset: Dataset, file: BinaryIO) -> None:
+    meta = _file_meta(dataset)
+    if meta.TransferSyntaxUID in OTHER_ENCODINGS:
+        complete = Dataset()
+        complete.update(dataset)
+        complete.file_meta = meta
+        dcmwrite(file, complete, enforce_file_format=True)
+        return
+    file.write(bytes(128) + b"DICM" + encoded_meta(meta))
+    for piece in encoded(dataset):
+        file.write(piece)
 
 
 def _may_have_frames(sop_class_uid: str) -> bool:
@@ -246,18 +256,6 @@ def _may_have_frames(sop_class_uid: str) -> bool:
     from highdicom._standard_utils import get_sop_class_iod_map, is_attribute_in_iod
 
     return sop_class_uid not in get_sop_class_iod_map() or is_attribute_in_iod("NumberOfFrames", sop_class_uid)
-
-
-def _without_volatile(dataset: Dataset) -> Dataset:
-    bare = Dataset()
-    for element in dataset:
-        if element.keyword in VOLATILE:
-            continue
-        if element.VR == "SQ":
-            bare.add_new(element.tag, "SQ", [_without_volatile(item) for item in element.value])
-        else:
-            bare.add(element)
-    return bare
 
 
 def _stands(path: Path, digest: str) -> bool:
