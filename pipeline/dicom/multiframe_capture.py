@@ -1,21 +1,23 @@
 """The pictures of a series in one object: Multi-frame True Color Secondary Capture (PS3.3 A.8.5).
 
-In: a case's result, and images of one study whose pictures have one size. Out: a dataset ready for `derived.write_object`, a frame for
+In: a case's result, and images of one study whose pictures have one width. Out: a dataset ready for `derived.write_object`, a frame for
 each image in the order given; SourceImageSequence names the sources, FrameLabelVector and PageNumberVector the frames. What of body
 part, orientation and spacing is not the same for all frames is left out: the object has one of each.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from io import BytesIO
 
+import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import UID, MultiFrameTrueColorSecondaryCaptureImageStorage
 
 from pipeline.dicom.begin import begin_object, finish_object
-from pipeline.dicom.case_result import CaseResult, ResultImage
+from pipeline.dicom.case_result import CaseResult, Picture, ResultImage
 from pipeline.dicom.compression import compress
 from pipeline.dicom.derived import ascii_text
 from pipeline.dicom.secondary_capture import (
@@ -41,7 +43,7 @@ _PAGES, _LABELS = Tag("PageNumberVector"), Tag("FrameLabelVector")
 def multiframe_capture(result: CaseResult, images: Sequence[ResultImage]) -> Dataset:
     """A Multi-frame True Color Secondary Capture of the pictures of `images`, compressed as the profile says.
 
-    One picture is in memory at a time, beside the pixels of all. Raises ObjectError where the pictures differ in size, are too many for
+    Raises ObjectError where the pictures differ in width, are too many for
     one object, or cannot be such frames; also where the sources are of several studies.
     """
     if not 0 < len(images) <= MAX_FRAMES:
@@ -90,21 +92,29 @@ def _label(image: ResultImage) -> str:
 
 
 def _pixels(capture: Dataset, images: Sequence[ResultImage]) -> bytes:
-    """The pixels of all frames, and what describes them in `capture`; each picture is made when its place is filled."""
-    first = images[0].picture_of()
-    check_picture(first)
-    add_pixels(capture, first)
-    total = first.nbytes * len(images)
-    if total > MAX_PIXEL_BYTES:
-        raise ObjectError(
-            f"pixels: expected at most {MAX_PIXEL_BYTES} bytes in one object, found {total}; write sc instead"
-        )
-    pixels = BytesIO()  # grows in place, and gives its bytes without a copy
-    for number, image in enumerate(images):
-        picture = first if number == 0 else image.picture_of()
+    """The pixels of all frames, and what describes them in `capture`. Texts below the images may take more lines on one than on another:
+    the shorter pictures get black rows at their foot."""
+    pictures: deque[Picture] = deque()
+    rows = columns = 0
+    for image in images:
+        picture = image.picture_of()
         check_picture(picture)
-        if picture.shape != first.shape:
-            raise ObjectError(f"pictures: expected all of one size, found {first.shape[:2]} and {picture.shape[:2]}")
-        pixels.write(picture.tobytes())
+        rows, columns = max(rows, picture.shape[0]), columns or picture.shape[1]
+        if picture.shape[1] != columns:
+            raise ObjectError(f"pictures: expected all of one width, found {columns} and {picture.shape[1]} columns")
+        total = rows * columns * 3 * len(images)
+        if total > MAX_PIXEL_BYTES:
+            raise ObjectError(
+                f"pixels: expected at most {MAX_PIXEL_BYTES} bytes in one object, found {total}; write sc instead"
+            )
+        pictures.append(picture)
+    add_pixels(capture, _lengthened(pictures[0], rows))
+    pixels = BytesIO()  # grows in place while the pictures go, and gives its bytes without a copy
+    while pictures:
+        pixels.write(_lengthened(pictures.popleft(), rows).tobytes())
     pixels.write(bytes(total % 2))
     return pixels.getvalue()
+
+
+def _lengthened(picture: Picture, rows: int) -> Picture:
+    return np.pad(picture, ((0, rows - len(picture)), (0, 0), (0, 0))) if len(picture) < rows else picture

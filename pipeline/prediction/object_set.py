@@ -150,7 +150,7 @@ _MAKERS: dict[Kind, _Maker] = {
     ),
     "gsps": _Maker(
         presentation_state.why_not,
-        _by(_series),
+        lambda images: [tuple(group) for group in presentation_state.presentation_groups(images)],
         lambda result, images, _: presentation_state.presentation_state(result, images),
     ),
     "seg": _Maker(segmentation.why_not, voxel_objects.groups, _segmentation),

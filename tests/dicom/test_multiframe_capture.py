@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,16 +135,33 @@ def test_only_one_picture_is_held_at_a_time() -> None:
     asked: list[int] = []
 
     def counting(number: int) -> ResultImage:
-        image = result.images[number]
-        return replace(image, picture_of=lambda: (asked.append(number), image.picture_of())[1])
+        def made() -> np.ndarray:
+            asked.append(number)
+            return result.images[number].picture_of()
+
+        return replace(result.images[number], picture_of=made)
 
     multiframe_capture(result, [counting(number) for number in range(5)])
     assert asked == [0, 1, 2, 3, 4]
 
 
-def test_pictures_of_several_sizes_are_refused() -> None:
-    with pytest.raises(ObjectError, match="all of one size"):
-        of([ct_slice(33), ct_slice(34, instance_number=2)])
+def test_shorter_pictures_get_black_rows_at_their_foot() -> None:
+    """Texts take more lines below one image than below another."""
+    result = case_result([ct_slice(33), ct_slice(33, instance_number=2)])
+    short, high = result.images[0].picture_of(), np.pad(result.images[1].picture_of(), ((0, 7), (0, 0), (0, 0)), "edge")
+    images = [
+        replace(image, picture_of=partial(np.copy, picture))
+        for image, picture in zip(result.images, (short, high), strict=True)
+    ]
+    frames = multiframe_capture(result, images).pixel_array
+    np.testing.assert_array_equal(frames[0][:-7], short)
+    assert not frames[0][-7:].any()
+    np.testing.assert_array_equal(frames[1], high)
+
+
+def test_pictures_of_several_widths_are_refused() -> None:
+    with pytest.raises(ObjectError, match="all of one width"):
+        of([ct_slice(200), ct_slice(210, instance_number=2)])
 
 
 def test_too_few_and_too_many_are_refused() -> None:
