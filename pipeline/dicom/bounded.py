@@ -44,12 +44,13 @@ _IN_ONE_PIECE = ("SQ", "OB", "OV", "OW", "US or OW")  # VRs whose values stay by
 class Window:
     """A binary file as pydicom wants one (read, seek, tell), bounded by its size and by `budget` bytes in all."""
 
-    def __init__(self, file: BinaryIO, size: int, budget: int = HEADER_BYTES) -> None:
+    def __init__(self, file: BinaryIO, size: int, budget: int | None = None) -> None:
+        """`budget`: `HEADER_BYTES` where not given."""
         self.size = size
         self.ended_early = False
         self.refusal: Rejected | None = None
         self._file = file
-        self._budget = self._limit = budget
+        self._budget = self._limit = HEADER_BYTES if budget is None else budget
         self._reads = HEADER_READS
         self.seek = file.seek
         self.tell = file.tell
