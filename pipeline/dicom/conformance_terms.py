@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pipeline.dicom.conformance_item import Item, name_of, path_name, tag_of
 
 SC, TRUE_COLOR_SC = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.4"
+MULTI_FRAME_SC = frozenset({f"{SC}.{number}" for number in (1, 2, 3)} | {TRUE_COLOR_SC})
 CT, ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1"
 MR, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1"
 CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
@@ -140,6 +141,9 @@ def term_findings(root: Item, sop_class_uid: str) -> Iterator[str]:
     for keyword, terms in OF_CLASS.get(sop_class_uid, {}).items():
         if root.has_value(keyword) and root.text(keyword) not in terms:
             yield f"{keyword} has a value that this class does not have, expected {_listed(terms)}"
+    several = (root.number("NumberOfFrames") or 1) > 1
+    if sop_class_uid in MULTI_FRAME_SC and several and not root.has_value("FrameIncrementPointer"):
+        yield "FrameIncrementPointer is missing (Type 1C with several frames, PS3.3 C.8.6.3)"
 
 
 def _item_findings(item: Item, path: tuple[int, ...]) -> Iterator[str]:
