@@ -122,7 +122,7 @@ def by_highdicom(source: Dataset, picture: NDArray[np.uint8], path: Path, *, che
         software_versions=ALGORITHM.version,
         series_description=f"radloop {ALGORITHM.model_name} heatmap (research use only)",
     )
-    for keyword in ("StudyDescription", "PatientComments", "BodyPartExamined"):
+    for keyword in ("StudyDescription", "PatientAge", "PatientComments", "BodyPartExamined"):
         if keyword in source:
             capture[keyword] = source[keyword]
     capture.ImageType = ["DERIVED", "SECONDARY", "OTHER", "HEATMAP"]
