@@ -22,7 +22,7 @@ from pipeline.dicom.conformance import check_references
 from pipeline.dicom.derived import write_object
 from pipeline.dicom.secondary_capture import read_picture
 from pipeline.prediction.object_set import Made, Unmade, objects_of
-from pipeline.profile_settings import KINDS
+from pipeline.profile_settings import KINDS, Profile
 from tests.case_results import case_result
 from tests.sources import INVALID, NAMES, SOURCES
 from tests.validators import (
@@ -234,6 +234,20 @@ def test_names_read_by_another_decoder(name: str, study: Callable[[str], Study])
 
 def _same(first: np.ndarray, second: np.ndarray) -> bool:
     return any(np.array_equal(first, order) for order in (second, second[::-1]))
+
+
+@pytest.mark.dciodvfy
+@pytest.mark.dicom_validator
+@pytest.mark.parametrize("compression", ["rle", "jpeg-ls", "jpeg2000"])
+def test_compressed_objects(compression: str, tmp_path: Path) -> None:
+    profile = Profile(compression=compression, segmentation="fractional")  # type: ignore[arg-type]
+    result = case_result(SOURCES["ct"](tmp_path / "source"), profile=profile)
+    for outcome in objects_of(result, ["sc", "sc-multiframe", "seg"]):
+        assert isinstance(outcome, Made)
+        path = write_object(outcome.dataset, tmp_path / "objects")
+        assert dcmread(path).file_meta.TransferSyntaxUID.is_compressed
+        assert dciodvfy_errors(path) == []
+        assert dicom_validator_errors(path, YEAR_2020) == []
 
 
 # --- would they notice?

@@ -20,8 +20,8 @@ from pipeline.errors import ObjectError
 from pipeline.prediction.case_page import case_page
 from pipeline.profile_settings import KINDS
 from tests.case_results import case_result
-from tests.dicom.validators import dciodvfy_errors
 from tests.sources import SOURCES
+from tests.validators import dciodvfy_errors
 
 PAGE = b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\ntrailer << /Root 1 0 R >>\n%%EOF\n"
 

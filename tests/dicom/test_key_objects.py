@@ -21,8 +21,8 @@ from pipeline.dicom.structured_report import structured_report
 from pipeline.errors import ObjectError
 from pipeline.profile_settings import KINDS, Profile
 from tests.case_results import ALGORITHM, CREATED, case_result
-from tests.dicom.validators import dciodvfy_errors, dsrdump, template_complaints
 from tests.sources import SOURCES
+from tests.validators import dciodvfy_errors, dsrdump, template_complaints
 
 GSPS, SEG = "1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.66.4"
 SR, SC = "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.7"

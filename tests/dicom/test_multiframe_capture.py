@@ -23,8 +23,8 @@ from pipeline.dicom.phantom import ct_slice
 from pipeline.errors import ObjectError
 from pipeline.profile_settings import Profile
 from tests.case_results import case_result
-from tests.dicom.validators import dciodvfy_errors
 from tests.sources import SOURCES
+from tests.validators import dciodvfy_errors
 
 
 def series(size: int = 33, count: int = 3, **changes: Any) -> CaseResult:

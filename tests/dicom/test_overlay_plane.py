@@ -36,8 +36,8 @@ from pipeline.dicom.phantom_objects import coded
 from pipeline.dicom.source import as_source, read_source
 from pipeline.errors import ObjectError, Rejected
 from tests.case_results import case_result
-from tests.dicom.validators import dciodvfy_errors
 from tests.sources import SOURCES
+from tests.validators import dciodvfy_errors
 
 WITHOUT = {"enhanced_ct", "enhanced_mr"}
 SYNTAXES = (

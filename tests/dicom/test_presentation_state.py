@@ -23,8 +23,8 @@ from pipeline.dicom.source import as_source
 from pipeline.errors import ObjectError
 from pipeline.profile_settings import Colors, Profile, Texts
 from tests.case_results import case_result, result_image
-from tests.dicom.validators import dciodvfy_errors
 from tests.sources import SOURCES
+from tests.validators import dciodvfy_errors
 
 COLOUR = {"us_color"}
 UNTESTED = {"cr_lossy", "no_type_2", "chinese", "korean", "japanese", "utf_8"}
