@@ -1,34 +1,22 @@
-"""The report in a real browser: it asks nobody for anything, its slider fades, it fits a phone, it prints. Skipped without Chromium.
-
-The browser is driven by its DevTools protocol over a pipe (`--remote-debugging-pipe`): JSON messages, each ended by a NUL, to the
-descriptor 3 and from 4. So no port is opened, and no package is needed.
-"""
+"""The report in a real browser: it asks nobody for anything, its slider fades, it fits a phone, it prints. Skipped without Chromium."""
 
 from __future__ import annotations
 
 import base64
-import json
-import os
-import select
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from io import BytesIO
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.pages.report import audit_page
 from pipeline.pages.run_report import write_run_report
+from tests.pacs import browser as browsers
 from tests.run_reports import run_report
 from tests.test_report import _record
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
-PATIENCE_S = 60
 PHONE, DESKTOP = 390, 1280
 PAPER = 673
 """Pixels between the margins of an A4 page at 96 dots an inch."""
@@ -38,68 +26,17 @@ FRAMES, FRAME_S = 40, 0.1
 """A screenshot is taken until two are the same."""
 COMPLAINTS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 
-pytestmark = [pytest.mark.chromium, pytest.mark.skipif(not BROWSER, reason="no Chromium")]
+pytestmark = pytest.mark.chromium
 
 
-class Browser:
-    """A headless Chromium with one page."""
-
-    def __init__(self, profile: Path) -> None:
-        to_it, self._to = os.pipe()
-        self._from, from_it = os.pipe()
-        ends = f'exec {BROWSER} "$@" 3<&{to_it} 4>&{from_it}'
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-        command = ["bash", "-c", ends, "chromium", *flags, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
-        nowhere = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, pass_fds=(to_it, from_it), stdout=nowhere, stderr=nowhere)
-        os.close(to_it)
-        os.close(from_it)
-        self._number, self._read, self.events = 0, b"", list[dict[str, Any]]()
-        self._session = ""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params: Any) -> Mapping[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        os.write(
-            self._to, json.dumps(message | ({"sessionId": self._session} if self._session else {})).encode() + b"\0"
-        )
-        while (answer := self._next()).get("id") != self._number:
-            self.events.append(answer)
-        assert "error" not in answer, answer["error"]
-        return answer["result"]
-
-    def _next(self) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE_S
-        while b"\0" not in self._read:
-            ready, _, _ = select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, "the browser does not answer"
-            part = os.read(self._from, 1 << 16)
-            assert part, "the browser has ended"
-            self._read += part
-        message, self._read = self._read.split(b"\0", 1)
-        return json.loads(message)
+class Browser(browsers.Browser):
+    """A browser that shows reports."""
 
     def open(self, page: Path, width: int, *, script: bool = True, media: str = "screen") -> None:
         """Shows `page` anew at a width in CSS pixels, and waits until it is there."""
-        self.events.clear()
-        phone = width == PHONE
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self.call("Emulation.setEmulatedMedia", media=media)
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=phone)
-        self.call("Page.navigate", url=page.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._next())
-
-    def value(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
-
-    def press(self, key: str, code: int) -> None:
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+        self.show(page.as_uri(), width, mobile=width == PHONE)
 
     def seen(self, element: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """(rows, columns, 3) of an element as it is on the screen."""
@@ -108,22 +45,14 @@ class Browser:
         found = self.value(box)
         clip = {name: found[name] for name in ("width", "height")} | {"scale": 1}
         clip |= {"x": found["x"] + self.value("scrollX"), "y": found["y"] + self.value("scrollY")}
-        before = b""
+        before = np.empty((0, 0, 3), np.uint8)
         for _ in range(FRAMES):  # what was scrolled to is painted a few frames later
-            taken = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
-            if taken["data"] == before:
+            taken = self.screenshot(clip=clip, captureBeyondViewport=True)
+            if np.array_equal(taken, before):
                 break
-            before = taken["data"]
+            before = taken
             time.sleep(FRAME_S)
-        return np.asarray(Image.open(BytesIO(base64.b64decode(before))).convert("RGB"))
-
-    def close(self) -> None:
-        os.close(self._to)  # the end of its pipe ends it
-        try:
-            self._process.wait(PATIENCE_S)
-        finally:
-            self._process.kill()
-            os.close(self._from)
+        return before
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,13 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "radl
 """Where `.ci/ohif` leaves it, so that it is fetched once."""
 PASSED_ON_S = 60
 DICOM_WEB = "/dicom-web"
-ISOLATED = {
+HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cache-Control": "no-store",
 }
-"""Without them a browser has no SharedArrayBuffer, which OHIF's volumes want."""
+"""Without the first two a browser has no SharedArrayBuffer, which OHIF's volumes want. The last, because phantoms of several tests share
+their UIDs: a browser would show what it has seen under them before."""
 CONFIGURATION = {
     "routerBasename": None,
     "extensions": [],
@@ -138,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **ISOLATED}.items():
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **HEADERS}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)

@@ -29,6 +29,7 @@ VIEWPORT = "services.viewportGridService.getActiveViewportId()"
 CORNERSTONE = f"services.cornerstoneViewportService.getCornerstoneViewport({VIEWPORT})"
 NO_TOUR = "localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']))"
 """OHIF's introduction for newcomers covers the picture."""
+ANSWER_NO = "[...document.querySelectorAll('button')].find(one => one.textContent.trim() === 'No')?.click()"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class View:
 
     def pixels(self, rows: int, columns: int) -> NDArray[np.int64]:
         """(rows, columns, 3): the colours at the centres of all source pixels."""
-        places = np.stack(np.indices((rows, columns)), axis=-1).reshape(-1, 2)
+        places = np.moveaxis(np.indices((rows, columns)), 0, -1).reshape(-1, 2)
         return self.at(places.astype(float)).reshape(rows, columns, 3)
 
     def places_of(self, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -80,7 +81,8 @@ class Viewer:
         self.browser.wait_for(f"{CORNERSTONE}?.viewportStatus === 'rendered'", "the first series is drawn", PATIENCE_S)
 
     def show(self, series_number: int) -> None:
-        """Puts a series into the viewport, as a double click on its thumbnail does."""
+        """Puts a series into the viewport, as a double click on its thumbnail does. What OHIF asked about the one before is answered no."""
+        self.browser.value(ANSWER_NO)
         uid = self._display_set(series_number)["uid"]
         chosen = json.dumps({"displaySetInstanceUIDs": [uid]})
         self.browser.value(
@@ -103,9 +105,18 @@ class Viewer:
             time.sleep(LOOK_S)
 
     def _look(self, shown: Mapping[str, Dataset]) -> View | None:
-        """None while another image is drawn, or none."""
+        """None while another image is drawn, or none.
+
+        What comes late (a report's outline, a map's colours) OHIF draws with the next drawing only, e.g. when one scrolls: so it is asked
+        to draw.
+        """
         drawn = self.browser.value(
-            f"(() => {{ const v = {CORNERSTONE}; return v?.viewportStatus === 'rendered' ? v.getCurrentImageId() : null }})()"
+            f"""(() => {{
+              const v = {CORNERSTONE};
+              if (v?.viewportStatus !== 'rendered') {{ return null; }}
+              v.render();
+              return v.getCurrentImageId();
+            }})()"""
         )
         names = re.search(r"/instances/([0-9.]+)/frames/(\d+)", drawn or "")
         if names is None or names[1] not in shown:
