@@ -14,10 +14,12 @@ from pydicom.dataset import Dataset
 
 from pipeline.check import CHECK_FILE, Status, check
 from pipeline.cli import main
+from pipeline.dicom.checked_file import check_file
 from pipeline.dicom.phantom import ct_slice, radiograph, save
 from pipeline.errors import SourceError
 from tests.hostile import CANARIES, IDENTITY
 from tests.sources import cr_lossy, ct, png
+from tests.validators import dciodvfy_errors
 
 
 def statuses(folder: Path, **options: object) -> dict[str, Status]:
@@ -152,6 +154,19 @@ def test_nothing_of_a_patient_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not [word for word in CANARIES if word in text]
     findings = [row["findings"] for row in csv.DictReader((tmp_path / "out" / CHECK_FILE).open())]
     assert not [word for word in CANARIES if word in "".join(findings)]
+
+
+@pytest.mark.real_data
+@pytest.mark.dciodvfy
+def test_no_false_alarm_on_real_files(real_data: Path) -> None:
+    """Whatever of the real files dciodvfy finds valid is valid here."""
+    files = check([real_data / "dicom"], progress=False).files
+    assert len([file for file in files if file.status == Status.OK]) > 100
+    invalid = [Path(file.path) for file in files if file.status == Status.INVALID]
+    alone = [
+        path for path in invalid if check_file(path).findings
+    ]  # not for a SOPInstanceUID that another file has, too
+    assert [path.name for path in alone if not dciodvfy_errors(path)] == []
 
 
 def test_a_folder_without_files_is_wrong_use(tmp_path: Path) -> None:
