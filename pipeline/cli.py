@@ -216,6 +216,41 @@ def _add_other_commands(commands: Commands) -> None:
     )
     check.add_argument("--out", type=Path, metavar="DIR", help="for check.csv")
 
+    deidentify = _command(
+        commands,
+        "deidentify",
+        _deidentify,
+        "a source's DICOM images without their patients, by PS3.15 annex E",
+        "radloop deidentify export/ --out clean/ --keep shifted-dates,patient",
+    )
+    deidentify.add_argument(
+        "source", metavar="SOURCE", help="an export folder or .zip, a DICOMDIR, a file, or a manifest"
+    )
+    deidentify.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="for the objects, deidentified.csv, held_back.csv and rejects.csv; nothing in it identifies anybody",
+    )
+    deidentify.add_argument(
+        "--keep",
+        default="",
+        metavar="OPTIONS",
+        help="beyond the Basic Profile: uids, device, institution, patient (age, sex, size, ...), dates or shifted-dates, safe-private, "
+        "overlays",
+    )
+    deidentify.add_argument(
+        "--settings", type=Path, metavar="FILE", help="a YAML: options, descriptions that may stay, regions to blacken"
+    )
+    deidentify.add_argument(
+        "--crosswalk",
+        type=Path,
+        metavar="FILE",
+        help="where to write which new UID and pseudonym stands for whom; outside DIR, readable by its owner only",
+    )
+    _add_root(deidentify)
+
     cache = _command(
         commands, "cache", _cache, "show or remove prepared images", "radloop cache --clear --older-than 30"
     )
@@ -359,6 +394,22 @@ def _check(options: argparse.Namespace) -> int:
     if options.out:
         print(f"table: {options.out / CHECK_FILE}")
     return SOME_FAILED if summary.failed else DONE
+
+
+def _deidentify(options: argparse.Namespace) -> int:
+    from pipeline.deidentify import deidentify
+
+    summary = deidentify(
+        options.source,
+        options.out,
+        settings=options.settings,
+        keep=[part.strip() for part in options.keep.split(",") if part.strip()],
+        crosswalk=options.crosswalk,
+        root=options.root,
+    )
+    print("\n".join(summary.lines()))
+    print(f"objects and tables: {options.out}")
+    return SOME_FAILED if summary.failed or not summary.deidentified else DONE
 
 
 def _cache(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [
     {"cli", "__main__"},
-    {"demo", "train", "evaluate", "compare", "explain", "infer", "audit", "volumes", "check", "doctor"},
+    {"demo", "train", "evaluate", "compare", "explain", "infer", "audit", "volumes", "check", "deidentify", "doctor"},
     {"prediction", "training", "evaluation", "explaining", "pages"},
     {"cohort", "auditing", "prepared", "networks", "metrics", "run"},
     {"indexing"},
@@ -21,6 +21,7 @@ ROWS = [
     {"work", "render", "raster", "nifti", "transforms", "progress"},
     {
         *("config", "settings", "image_settings", "training_settings", "profile_settings", "manifest", "rule_settings"),
+        *("deidentify_settings", "crosswalk"),
         *("label_arrays", "identity", "columns", "arrow", "wording", "errors", "files", "archive"),
     },
 ]
