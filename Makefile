@@ -10,13 +10,17 @@ BIN := $(VENV)/bin
 PINS ?=
 CONSTRAINT := $(if $(PINS),--constraint $(PINS))
 
+# Tests run on every core, each worker with one thread; WORKERS= runs them one after another. PYTEST: more options, e.g. --durations=40.
+WORKERS ?= -n logical --maxprocesses 8 --dist loadgroup
+PYTEST ?=
+
 .PHONY: demo test check clean
 
 demo: $(VENV)/ready
 	$(BIN)/radloop demo --out demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
