@@ -251,6 +251,25 @@ def _add_other_commands(commands: Commands) -> None:
     )
     _add_root(deidentify)
 
+    reidentify = _command(
+        commands,
+        "reidentify",
+        _reidentify,
+        "results of de-identified studies become objects of the original ones",
+        "radloop reidentify results/ --crosswalk ~/private/crosswalk.csv --out identified/",
+    )
+    reidentify.add_argument("results", type=Path, metavar="OUT", help="what radloop infer wrote of de-identified files")
+    reidentify.add_argument(
+        "--crosswalk", type=Path, required=True, metavar="FILE", help="what radloop deidentify --crosswalk wrote"
+    )
+    reidentify.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="for the objects, objects.csv, references.csv and not_reidentified.csv; the objects name their patients",
+    )
+
     cache = _command(
         commands, "cache", _cache, "show or remove prepared images", "radloop cache --clear --older-than 30"
     )
@@ -410,6 +429,15 @@ def _deidentify(options: argparse.Namespace) -> int:
     print("\n".join(summary.lines()))
     print(f"objects and tables: {options.out}")
     return SOME_FAILED if summary.failed or not summary.deidentified else DONE
+
+
+def _reidentify(options: argparse.Namespace) -> int:
+    from pipeline.reidentify import reidentify
+
+    summary = reidentify(options.results, options.out, crosswalk=options.crosswalk)
+    print("\n".join(summary.lines()))
+    print(f"objects and tables: {options.out}")
+    return SOME_FAILED if summary.left or not summary.objects else DONE
 
 
 def _cache(options: argparse.Namespace) -> int:

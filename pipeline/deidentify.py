@@ -23,7 +23,7 @@ from typing import Any
 
 import pipeline
 from pipeline.archive import is_archive, list_members
-from pipeline.crosswalk import COLUMNS, Row, read_crosswalk, write_crosswalk
+from pipeline.crosswalk import COLUMNS, VERSION, Row, read_crosswalk, write_crosswalk
 from pipeline.deidentify_settings import Deidentification, load_deidentification
 from pipeline.dicom.deidentification import IDENTITY, Cleaned, HeldBack, Instance, deidentify_file
 from pipeline.dicom.deidentification_risk import Held
@@ -445,6 +445,11 @@ def _crosswalk_row(file: _File, cleaned: Cleaned, plan: _Plan) -> dict[str, str]
         **identity,
         "new_patient_id": cleaned.patient_id,
         "days": str(cleaned.days),
+        "sop_class_uid": cleaned.sop_class_uid,
+        "frames": str(cleaned.frames),
+        "frame_of_reference_uid": cleaned.frame_of_reference_uid,
+        "new_frame_of_reference_uid": cleaned.new_frame_of_reference_uid,
+        "original": cleaned.original,
     }
 
 
@@ -452,6 +457,7 @@ def _unmade_row(file: _File, plan: _Plan) -> dict[str, str]:
     """Of a file that is held back or rejected: which one it is."""
     return {
         **dict.fromkeys(COLUMNS, ""),
+        "version": VERSION,
         "file": file.name,
         "source": file.source,
         "path": file.entry.path,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [
     {"cli", "__main__"},
-    {"demo", "train", "evaluate", "compare", "explain", "infer", "audit", "volumes", "check", "deidentify", "doctor"},
+    {"demo", "train", "evaluate", "compare", "explain", "infer", "audit", "volumes", "check", "deidentify", "reidentify", "doctor"},
     {"prediction", "training", "evaluation", "explaining", "pages"},
     {"cohort", "auditing", "prepared", "networks", "metrics", "run"},
     {"indexing"},

@@ -146,13 +146,13 @@ def test_objects_pass_dciodvfy(looped: Path):
 
 
 def test_inferring_again_makes_the_same_objects(looped: Path, tmp_path: Path):
-    first = {path.name: path.read_bytes() for path in (looped / "out").rglob("*.dcm")}
-    infer(looped / "run", str(looped / "export"), looped / "out", progress=False)
-    assert {path.name: path.read_bytes() for path in (looped / "out").rglob("*.dcm")} == first
+    out = tmp_path / "out"
+    shutil.copytree(looped / "out", out)
+    first = {path.name: path.read_bytes() for path in out.rglob("*.dcm")}
+    infer(looped / "run", str(looped / "export"), out, progress=False)
+    assert {path.name: path.read_bytes() for path in out.rglob("*.dcm")} == first
     infer(looped / "run", str(looped / "export"), tmp_path / "elsewhere", progress=False)
-    digests = [
-        _table(folder / "objects.csv")["content_digest"].tolist() for folder in (looped / "out", tmp_path / "elsewhere")
-    ]
+    digests = [_table(folder / "objects.csv")["content_digest"].tolist() for folder in (out, tmp_path / "elsewhere")]
     assert digests[0] == digests[1]
 
 

@@ -33,6 +33,8 @@ from pipeline.dicom.deidentification_values import Patient
 from pipeline.dicom.derived import IMPLEMENTATION_CLASS_UID, code_item
 from pipeline.dicom.frames import open_image
 from pipeline.dicom.header import is_dicom
+from pipeline.dicom.original import original_of
+from pipeline.dicom.source import frame_count
 from pipeline.errors import Rejected, RejectReason
 from pipeline.files import whole_file
 from pipeline.identity import IdentityKey
@@ -71,7 +73,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What became of a file. `was`, `identity` (of `IDENTITY`): only where a crosswalk is asked for."""
+    """What became of a file. `was`, `identity` (of `IDENTITY`), `original`: only where a crosswalk is asked for."""
 
     now: Instance
     patient_id: str
@@ -81,8 +83,13 @@ class Cleaned:
     bytes: int
     sha256: str
     days: int
+    frames: int = 1
+    frame_of_reference_uid: str = ""
+    new_frame_of_reference_uid: str = ""
     was: Instance | None = None
     identity: tuple[str, ...] = ()
+    original: str = ""
+    """`original.original_of` the file."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +123,11 @@ def deidentify_file(
     with open_image(path) as image:
         pixels = clean_pixels(image, None if mask is None else mask.regions)
     with _judging():
-        cleaned, patient = _clean(dataset, settings, key, is_big_endian)
+        cleaned, patient, uids = _clean(dataset, settings, key, is_big_endian)
         _state_method(cleaned, settings, masked=mask is not None)
         put_pixels(cleaned, pixels)
         _settle_character_set(cleaned)
+        original = original_of(dataset, cleaned, uids) if crosswalk else ""
     size, digest = _write(cleaned, pixels, target)
     return Cleaned(
         now=_instance(cleaned),
@@ -130,8 +138,12 @@ def deidentify_file(
         bytes=size,
         sha256=digest,
         days=patient.days if "shifted-dates" in settings.keep else 0,
+        frames=frame_count(cleaned),
+        frame_of_reference_uid=element_text(dataset, "FrameOfReferenceUID") if crosswalk else "",
+        new_frame_of_reference_uid=element_text(cleaned, "FrameOfReferenceUID"),
         was=_instance(dataset) if crosswalk else None,
         identity=tuple(element_text(dataset, keyword) for keyword in IDENTITY) if crosswalk else (),
+        original=original,
     )
 
 
@@ -181,7 +193,10 @@ def _mask_of(root: Item, settings: Deidentification) -> Mask | None:
     return next((mask for mask in settings.masks if mask.fits(rows, columns, *words)), None)
 
 
-def _clean(dataset: Dataset, settings: Deidentification, key: IdentityKey, big_endian: bool) -> tuple[Dataset, Patient]:
+def _clean(
+    dataset: Dataset, settings: Deidentification, key: IdentityKey, big_endian: bool
+) -> tuple[Dataset, Patient, dict[str, str]]:
+    """The new dataset, whose it is, and what each of its UIDs stands for, but those of study, series and instance."""
     patient = Patient(
         key,
         element_text(dataset, "PatientID"),
@@ -194,7 +209,8 @@ def _clean(dataset: Dataset, settings: Deidentification, key: IdentityKey, big_e
     cleaned.PatientID = cleaned.PatientName = patient.pseudonym
     for keyword in _UIDS[:3]:
         setattr(cleaned, keyword, rules.uid(element_text(dataset, keyword), retained="uids" in settings.keep))
-    return cleaned, patient
+    own = {str(cleaned[keyword].value) for keyword in _UIDS[:3]}
+    return cleaned, patient, {new: uid for new, uid in rules.told.items() if new not in own}
 
 
 def _state_method(cleaned: Dataset, settings: Deidentification, *, masked: bool) -> None:

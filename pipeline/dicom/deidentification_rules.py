@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -202,6 +202,8 @@ class Rules:
     words: Words
     big_endian: bool = False
     """Whether the dataset's words of 16 bits are, which are written little endian."""
+    told: dict[str, str] = field(default_factory=dict, compare=False)
+    """Grows while it cleans: which UID each one in the result stands for."""
 
     @cached_property
     def _retained(self) -> frozenset[int]:
@@ -375,9 +377,11 @@ class Rules:
     def uid(self, uid: str, *, retained: bool) -> str:
         """What stands for a UID: itself where it names a kind or an option keeps it, '' for none."""
         uid = uid.strip(" \0")
-        if not uid or names_a_kind(uid) or (retained and _is_uid(uid)):
+        if not uid or names_a_kind(uid):
             return uid
-        return new_uid(self.patient.key, uid)
+        new = uid if retained and _is_uid(uid) else new_uid(self.patient.key, uid)
+        self.told[new] = uid
+        return new
 
     def _sequence(self, dataset: Dataset, tag: BaseTag, level: Level | None, depth: int) -> DataElement | None:
         """Every item cleaned. Codes of no public scheme are left out; of other items none, as frames are counted by them."""

@@ -102,7 +102,26 @@ def shared_attributes(
 
     `created` with a time zone is written in the zone that the source declares, else in `timezone` (+HHMM), which is then declared, else
     as it stands: all times of a dataset are in one zone (PS3.3 C.12.1.1.8). Modality, series and UIDs are the object's own. Raises
-    ObjectError where one of `KEPT` is not valid; an empty PatientID is.
+    ObjectError as `patient_and_study` does.
+    """
+    shared = patient_and_study(source)
+    shared.Manufacturer = MANUFACTURER
+    shared.ManufacturerModelName = algorithm.name
+    shared.SoftwareVersions = algorithm.version
+    if timezone and "TimezoneOffsetFromUTC" not in shared:
+        shared.TimezoneOffsetFromUTC = timezone
+    local = _in_zone(created, shared.get("TimezoneOffsetFromUTC"))
+    shared.ContributingEquipmentSequence = [*acquisition_equipment(source), _model_equipment(algorithm, local)]
+    for name in ("Content", "InstanceCreation"):
+        setattr(shared, f"{name}Date", local.strftime("%Y%m%d"))
+        setattr(shared, f"{name}Time", local.strftime("%H%M%S.%f"))
+    return shared
+
+
+def patient_and_study(source: Dataset) -> Dataset:
+    """What of the Patient and General Study modules an object has from its `source` (`as_source`), with the time zone of its dates.
+
+    Raises ObjectError where one of `KEPT` is not valid; an empty PatientID is.
     """
     shared = Dataset()
     for keyword in TYPE_2:
@@ -120,22 +139,17 @@ def shared_attributes(
         issuers = [issuer for item in items(source, keyword) if (issuer := _issuer(item))]
         if issuers:
             setattr(shared, keyword, issuers[:1])
-    shared.Manufacturer = MANUFACTURER
-    shared.ManufacturerModelName = algorithm.name
-    shared.SoftwareVersions = algorithm.version
-    if timezone and "TimezoneOffsetFromUTC" not in shared:
-        shared.TimezoneOffsetFromUTC = timezone
-    local = _in_zone(created, shared.get("TimezoneOffsetFromUTC"))
-    scanner = carry_all(source, EQUIPMENT, Dataset())
-    if "Manufacturer" in scanner:
-        scanner.ContributionDescription = "Acquired the source image"
-        scanner.PurposeOfReferenceCodeSequence = [code_item(ACQUISITION_EQUIPMENT)]
-    model = _model_equipment(algorithm, local)
-    shared.ContributingEquipmentSequence = [scanner, model] if "Manufacturer" in scanner else [model]
-    for name in ("Content", "InstanceCreation"):
-        setattr(shared, f"{name}Date", local.strftime("%Y%m%d"))
-        setattr(shared, f"{name}Time", local.strftime("%H%M%S.%f"))
     return shared
+
+
+def acquisition_equipment(source: Dataset) -> list[Dataset]:
+    """The source's scanner as an item of ContributingEquipmentSequence; none where its maker is not known."""
+    scanner = carry_all(source, EQUIPMENT, Dataset())
+    if "Manufacturer" not in scanner:
+        return []
+    scanner.ContributionDescription = "Acquired the source image"
+    scanner.PurposeOfReferenceCodeSequence = [code_item(ACQUISITION_EQUIPMENT)]
+    return [scanner]
 
 
 def code_item(code: Code) -> Dataset:
