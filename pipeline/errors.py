@@ -82,6 +82,14 @@ class ObjectError(RadloopError):
     """A DICOM object that would not be valid; it is not written."""
 
 
+class PeerError(RadloopError):
+    """Another machine that cannot be reached, refuses us, or breaks off. `passing`: trying again later may help."""
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
 class Rejected(RadloopError):
     """One file that cannot be used, with its reason. Carries facts about the file only, never patient data."""
 

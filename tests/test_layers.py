@@ -13,8 +13,24 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [
     {"cli", "__main__"},
-    {"demo", "train", "evaluate", "compare", "explain", "infer", "audit", "volumes", "check", "deidentify", "reidentify", "doctor"},
-    {"prediction", "training", "evaluation", "explaining", "pages"},
+    {
+        "demo",
+        "train",
+        "evaluate",
+        "compare",
+        "explain",
+        "infer",
+        "audit",
+        "volumes",
+        "check",
+        "deidentify",
+        "reidentify",
+        "doctor",
+        "send",
+        "receive",
+        "fetch",
+    },
+    {"prediction", "training", "evaluation", "explaining", "pages", "exchange"},
     {"cohort", "auditing", "prepared", "networks", "metrics", "run"},
     {"indexing"},
     {"dicom"},
@@ -22,7 +38,7 @@ ROWS = [
     {
         *("config", "settings", "image_settings", "training_settings", "profile_settings", "manifest", "rule_settings"),
         *("deidentify_settings", "crosswalk"),
-        *("label_arrays", "identity", "columns", "arrow", "wording", "errors", "files", "archive"),
+        *("label_arrays", "identity", "columns", "arrow", "wording", "errors", "files", "archive", "peers"),
     },
 ]
 """From the top. `__init__` holds the version and may be imported by all."""

@@ -1,11 +1,12 @@
-"""The only place that imports pydicom and highdicom: reading pixels and headers, writing objects, the generated export.
+"""The only place that imports pydicom, highdicom and pynetdicom: reading pixels and headers, writing objects, phantoms, networks.
 
-pydicom quotes the values that it dislikes in its log and its warnings, and such a value can be a patient's. Neither may reach a
-log of radloop, so both are silent from here on; what is wrong with a file is said by radloop, without the value.
+pydicom and pynetdicom quote the values that they dislike in their logs and warnings, and such a value can be a patient's. Neither may reach
+a log of radloop, so all are silent from here on; what is wrong with a file or a peer is said by radloop, without the value.
 """
 
 import logging
 import warnings
 
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+for _library in ("pydicom", "pynetdicom"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")

@@ -1,0 +1,1 @@
+"""Objects between radloop and other machines: what was sent, fetched and received, kept so that it survives being killed."""
