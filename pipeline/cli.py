@@ -246,6 +246,25 @@ def _add_network_commands(commands: Commands) -> None:
     )
     _add_network_options(receive)
 
+    fetch = _command(
+        commands,
+        "fetch",
+        _fetch,
+        "studies from a PACS, by DICOMweb, C-GET or C-MOVE; what is there already is not fetched again",
+        "radloop fetch --from PACS@10.1.0.5:104 --date 20260101-20260131 --modality CT --to export/",
+    )
+    fetch.add_argument(
+        "--from", dest="source", required=True, metavar="PEER", help="AET@host:port, or https://host/dicom-web"
+    )
+    fetch.add_argument("--to", type=Path, required=True, metavar="DIR", help="for the files, and fetched.csv")
+    fetch.add_argument("--study", action="append", default=[], metavar="UID", help="a StudyInstanceUID; again for each")
+    fetch.add_argument("--date", default="", metavar="DATE", help="of studies: YYYYMMDD, or YYYYMMDD-YYYYMMDD")
+    fetch.add_argument("--modality", action="append", default=[], metavar="CT", help="of series; again for each")
+    fetch.add_argument("--associations", type=int, default=2, metavar="N", help="connections at once, of DICOMweb (2)")
+    fetch.add_argument("--by-move", action="store_true", help="C-MOVE to ourselves in place of C-GET")
+    fetch.add_argument("--port", type=int, default=11112, help="where we listen for it (11112)")
+    _add_network_options(fetch)
+
 
 def _add_network_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--aet", default="RADLOOP", metavar="TITLE", help="our own AE title (RADLOOP)")
@@ -500,6 +519,27 @@ def _send(options: argparse.Namespace) -> int:
     )
     print("\n".join(summary.lines()))
     return SOME_FAILED if summary.failed else DONE
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from pipeline.exchange.catalog import Wanted
+    from pipeline.fetch import fetch
+    from pipeline.peers import Patience, Tls
+
+    summary = fetch(
+        options.source,
+        options.to,
+        Wanted(tuple(options.study), options.date, tuple(options.modality)),
+        aet=options.aet,
+        by_move=options.by_move,
+        port=options.port,
+        associations=options.associations,
+        with_tls=options.tls,
+        tls=Tls(options.tls_ca, options.tls_certificate, options.tls_key),
+        patience=Patience(answer_s=options.timeout),
+    )
+    print("\n".join(summary.lines()))
+    return SOME_FAILED if summary.failed or not summary.asked else DONE
 
 
 def _receive(options: argparse.Namespace) -> int:

@@ -90,6 +90,11 @@ class Orthanc:
         path = f"/dicom-web/studies/{study}/series/{series}/instances/{instance}/frames/{frame}/rendered"
         return np.asarray(Image.open(BytesIO(self._ask(path, headers={"Accept": "image/png"}))).convert("RGB"))
 
+    def know(self, aet: str, port: int) -> None:
+        """From now on it can send to the node of this title on this machine, and answers it."""
+        body = json.dumps({"AET": aet, "Host": "127.0.0.1", "Port": port}).encode()
+        self._ask(f"/modalities/{aet}", body, method="PUT")
+
     def delete_all(self) -> None:
         """Empties its storage."""
         for study in json.loads(self._ask("/studies")):
@@ -104,9 +109,9 @@ class Orthanc:
 
 
 @contextmanager
-def running_orthanc(folder: Path) -> Iterator[Orthanc]:
-    """An empty Orthanc with its files in `folder`, which must exist."""
-    process, orthanc = _started(folder)
+def running_orthanc(folder: Path, settings: Mapping[str, Any] | None = None) -> Iterator[Orthanc]:
+    """An empty Orthanc with its files in `folder`, which must exist; `settings` of its configuration beside the usual ones."""
+    process, orthanc = _started(folder, settings or {})
     try:
         yield orthanc
     finally:
@@ -124,11 +129,11 @@ def free_port() -> int:
         return int(any_port.getsockname()[1])
 
 
-def _started(folder: Path) -> tuple[subprocess.Popen[bytes], Orthanc]:
+def _started(folder: Path, settings: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes], Orthanc]:
     log = folder / "orthanc.log"
     for _ in range(ATTEMPTS):
         orthanc = Orthanc(f"http://localhost:{free_port()}", free_port())
-        (folder / "orthanc.json").write_text(json.dumps(_configuration(folder, orthanc)))
+        (folder / "orthanc.json").write_text(json.dumps({**_configuration(folder, orthanc), **settings}))
         # setpriv: it ends with this process, however that ends
         command = ["setpriv", "--pdeathsig", "TERM", PROGRAM, str(folder / "orthanc.json")]
         with log.open("wb") as file:
