@@ -129,14 +129,12 @@ def monai_steps(settings: Augmentations, size: int) -> list[Transform]:
     steps: list[Transform] = [
         RandFlipd(KEY, prob=settings.flip_horizontal, spatial_axis=1),
         RandFlipd(KEY, prob=settings.flip_vertical, spatial_axis=0),
-        RandZoomd(
-            KEY, prob=1.0, min_zoom=magnified[0], max_zoom=magnified[1], mode="bilinear", padding_mode="constant"
-        ),
-        RandAffined(KEY, prob=1.0, translate_range=(reach, reach), mode="bilinear", padding_mode="zeros"),
+        RandZoomd(KEY, prob=1.0, min_zoom=magnified[0], max_zoom=magnified[1], mode="bilinear", padding_mode="edge"),
+        RandAffined(KEY, prob=1.0, translate_range=(reach, reach), mode="bilinear", padding_mode="border"),
     ]
     if settings.rotate:
         radians = torch.pi * settings.rotate / 180
-        steps.insert(3, RandRotated(KEY, prob=1.0, range_x=radians, mode="bilinear", padding_mode="zeros"))
+        steps.insert(3, RandRotated(KEY, prob=1.0, range_x=radians, mode="bilinear", padding_mode="border"))
     if settings.coarse:
         steps.append(RandSimulateLowResolutiond(KEY, prob=1.0, zoom_range=(1 - settings.coarse, 1.0)))
     if settings.blur:

@@ -130,7 +130,7 @@ class Preprocessing(Settings):
 
 class Augmentation(Settings):
     """Random transforms of training images; all off at their defaults of zero. What moves pixels (flips, zoom, stretch, shift, rotation) is
-    one resampling."""
+    one resampling, which draws out the edges."""
 
     flip_horizontal: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability of a left-right mirror."""
@@ -160,3 +160,6 @@ class Augmentation(Settings):
     """Gaussian noise whose standard deviation, of values in 0-1, is drawn from 0 to noise."""
     cutout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """A square whose side is drawn from 0 to this fraction of the image's side becomes black, at a random place."""
+    plain: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that an image only moves, its sharpness and values as they are. With 0 and blur, sharpen, coarse or noise hardly an image of a
+    training is as sharp as those that are predicted."""

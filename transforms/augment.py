@@ -51,7 +51,7 @@ class RandAugmentd(Randomizable, MapTransform, InvertibleTransform):
     """Draws once for all keys and applies it to each key's (channels, rows, columns) image in 0-1, as `augment_batch` would.
 
     What moves is one resampling by MONAI's `Affine`: the image's affine leads to the pixels of before, and `inverse` moves it back
-    (what left the image is black; what changed values stays). Several keys are several images of one thing: the same geometry,
+    (what left the image is the edge drawn out; what changed values stays). Several keys are several images of one thing: the same geometry,
     sharpness, curve and hole, each its own noise. For label maps it is not meant: it interpolates.
     """
 
@@ -60,7 +60,7 @@ class RandAugmentd(Randomizable, MapTransform, InvertibleTransform):
         self.settings = settings
         self.drawn = draw(Augmentations(), np.zeros((1, DRAWS)))
         self.noise_seed = 0
-        self.affine = Affine(mode="bilinear", padding_mode="zeros", image_only=True)
+        self.affine = Affine(mode="bilinear", padding_mode="border", image_only=True)
 
     def randomize(self, data: Any = None) -> None:
         """Draws anew from `self.R`: `self.drawn` (one row) and `self.noise_seed`."""

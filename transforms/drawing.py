@@ -15,12 +15,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DRAWS = 18
+DRAWS = 19
 """Numbers an image needs. The place of each is fixed, so that turning one option on leaves the others' draws as they were."""
 FLIP_ROWS, FLIP_COLUMNS, ZOOM, SHIFT_ROWS, SHIFT_COLUMNS, ANGLE, CONTRAST, NOISE, CUTOUT, CUTOUT_ROW, CUTOUT_COLUMN = (
     range(11)
 )
-STRETCH, BLACK, WHITE, GAMMA, BLUR, SHARPEN, COARSE = range(11, DRAWS)
+STRETCH, BLACK, WHITE, GAMMA, BLUR, SHARPEN, COARSE, PLAIN = range(11, DRAWS)
 
 PROBABILITY, FRACTION, DEGREES = "from 0 to 1", "from 0 to below 1", "degrees from 0 to 180"
 BELOW_HALF, POWER, PIXELS, FACTOR = "from 0 to below 0.5", "from 0 to 2", "pixels from 0 to 10", "from 0 to 5"
@@ -58,6 +58,8 @@ class Augmentations:
     """Gaussian noise; its standard deviation, of values in 0-1, is drawn from 0 to noise; 0 to 1."""
     cutout: float = 0.0
     """The side of a black square is drawn from 0 to this fraction of the image's shorter side; below 1. It lies wholly inside."""
+    plain: float = 0.0
+    """Probability that an image only moves: sharpness and values stay as they are; 0 to 1."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -68,7 +70,7 @@ class Augmentations:
 
 
 _EXPECTED = {
-    **dict.fromkeys(("flip_horizontal", "flip_vertical", "noise"), PROBABILITY),
+    **dict.fromkeys(("flip_horizontal", "flip_vertical", "noise", "plain"), PROBABILITY),
     **dict.fromkeys(("zoom", "stretch", "shift", "contrast", "coarse", "cutout"), FRACTION),
     "rotate": DEGREES,
     "window": BELOW_HALF,
@@ -113,20 +115,21 @@ def draw(settings: Augmentations, numbers: NDArray[np.float64]) -> Drawn:
     if numbers.ndim != 2 or numbers.shape[1] != DRAWS:
         raise ValueError(f"expected numbers of shape (n, {DRAWS}), found {numbers.shape}")
     spread = 2.0 * numbers - 1.0
+    varied = (numbers[:, PLAIN] >= settings.plain).astype(np.float64)
     return Drawn(
         flip=numbers[:, [FLIP_ROWS, FLIP_COLUMNS]] < (settings.flip_vertical, settings.flip_horizontal),
         zoom=1.0 + settings.zoom * spread[:, ZOOM],
         shift=settings.shift * spread[:, [SHIFT_ROWS, SHIFT_COLUMNS]],
         angle=settings.rotate * spread[:, ANGLE],
         stretch=1.0 + settings.stretch * spread[:, STRETCH],
-        coarse=1.0 - settings.coarse * numbers[:, COARSE],
-        blur=settings.blur * numbers[:, BLUR],
-        sharpen=settings.sharpen * numbers[:, SHARPEN],
-        gamma=np.exp(settings.gamma * spread[:, GAMMA]),
-        window=settings.window * spread[:, [BLACK, WHITE]],
-        contrast=1.0 + settings.contrast * spread[:, CONTRAST],
-        noise=settings.noise * numbers[:, NOISE],
-        cutout=settings.cutout * numbers[:, CUTOUT],
+        coarse=1.0 - settings.coarse * varied * numbers[:, COARSE],
+        blur=settings.blur * varied * numbers[:, BLUR],
+        sharpen=settings.sharpen * varied * numbers[:, SHARPEN],
+        gamma=np.exp(settings.gamma * varied * spread[:, GAMMA]),
+        window=settings.window * varied[:, None] * spread[:, [BLACK, WHITE]],
+        contrast=1.0 + settings.contrast * varied * spread[:, CONTRAST],
+        noise=settings.noise * varied * numbers[:, NOISE],
+        cutout=settings.cutout * varied * numbers[:, CUTOUT],
         cutout_at=numbers[:, [CUTOUT_ROW, CUTOUT_COLUMN]],
     )
 

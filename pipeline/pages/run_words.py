@@ -142,6 +142,7 @@ def augmentation_words(given: Augmentation) -> list[str]:
         "coarse": f"resolution down to {1 - given.coarse:.0%}",
         "noise": f"noise up to {given.noise:g}",
         "cutout": f"cutout of up to {given.cutout:.0%} of the side",
+        "plain": f"{given.plain:.0%} only moved",
     }
     return [text for name, text in words.items() if getattr(given, name)]
 

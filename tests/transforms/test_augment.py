@@ -60,7 +60,10 @@ def test_the_way_back(seed):
     assert back.shape == smooth.shape
     np.testing.assert_allclose(index_affine(back), np.eye(3)[:2], atol=AFFINE_TOLERANCE)
     assert not back.applied_operations
-    seen = back > 0.25  # the image is nowhere below 0.3: what is darker was moved out
+    (augment,) = chain.transforms
+    places = np.stack([*np.indices((60, 80)).reshape(2, -1), np.ones(60 * 80)])
+    moved_to = (np.linalg.inv(composed_affines(augment.drawn, (60, 80))[0]) @ places)[:2]
+    seen = torch.from_numpy(((moved_to >= 0) & (moved_to <= [[59], [79]])).all(axis=0).reshape(1, 60, 80))
     assert seen.float().mean() > 0.4
     inner = seen & (torch.nn.functional.avg_pool2d(seen.float(), 7, 1, 3) > 0.999)
     np.testing.assert_allclose(back[inner], smooth[inner], atol=0.01)

@@ -54,7 +54,7 @@ def _drawn(options: Augmentations, count: int, seed: int = 0) -> Drawn:
 def test_it_is_monais_resampling_by_the_composed_affine(options, shape, seed):
     images, drawn = _images(shape, seed), _drawn(options, shape[0], seed)
     found = augment_batch(images, drawn, noise_seed=0)
-    resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False)
+    resample = SpatialResample(mode="bilinear", padding_mode="border", align_corners=False)
     for image, result, affine in zip(images, found, composed_affines(drawn, shape[2:]), strict=True):
         expected = resample(MetaTensor(image, affine=np.eye(3)), dst_affine=affine, spatial_size=shape[2:])
         np.testing.assert_allclose(result, expected, atol=TOLERANCE)
@@ -66,7 +66,7 @@ def test_it_is_monais_affine(options, shape, seed):
     images, drawn = _images(shape, seed), _drawn(options, shape[0], seed)
     found = augment_batch(images, drawn, noise_seed=0)
     for image, result, affine in zip(images, found, centred_affines(drawn, shape[2:]), strict=True):
-        expected = Affine(affine=affine, padding_mode="zeros", dtype=np.float64, image_only=True)(image)
+        expected = Affine(affine=affine, padding_mode="border", dtype=np.float64, image_only=True)(image)
         np.testing.assert_allclose(result, expected, atol=TOLERANCE)
 
 
@@ -84,7 +84,7 @@ def test_it_is_monais_own_steps_composed_into_one(shape):
             Rotate(-np.deg2rad(drawn.angle[number]), keep_size=True, dtype=np.float64),
             Affine(translate_params=(-pixels).tolist(), image_only=True),
         ]
-        overrides = {"mode": "bilinear", "padding_mode": "zeros", "dtype": torch.float64}
+        overrides = {"mode": "bilinear", "padding_mode": "border", "dtype": torch.float64}
         chain = Compose(steps, lazy=True, overrides=overrides)
         expected = chain(MetaTensor(image, affine=np.eye(3)))
         np.testing.assert_allclose(result, expected, atol=TOLERANCE)
@@ -95,7 +95,7 @@ def test_large_images_lose_no_more_than_float32_must(side):
     images, drawn = _images((3, 1, side, side)), _drawn(MOVING, 3, seed=5)
     found = augment_batch(images, drawn, noise_seed=0)
     for image, result, affine in zip(images, found, centred_affines(drawn, (side, side)), strict=True):
-        expected = Affine(affine=affine, padding_mode="zeros", dtype=np.float64, image_only=True)(image)
+        expected = Affine(affine=affine, padding_mode="border", dtype=np.float64, image_only=True)(image)
         np.testing.assert_allclose(result, expected, atol=PLACE_ERROR * side)
 
 
@@ -107,7 +107,7 @@ def test_each_way_of_moving_moves_alone(alone):
     images, drawn = _images((2, 1, 40, 60)), _drawn(Augmentations(**alone), 2)
     found = augment_batch(images, drawn, noise_seed=0)
     for image, result, affine in zip(images, found, centred_affines(drawn, (40, 60)), strict=True):
-        expected = Affine(affine=affine, padding_mode="zeros", dtype=np.float64, image_only=True)(image)
+        expected = Affine(affine=affine, padding_mode="border", dtype=np.float64, image_only=True)(image)
         np.testing.assert_allclose(result, expected, atol=TOLERANCE)
         assert (result - image).abs().max() > 0.1
 
@@ -168,12 +168,14 @@ def test_the_images_given_are_not_changed():
     assert torch.equal(images, before)
 
 
-def test_outside_is_black():
+def test_outside_is_the_edge_drawn_out():
     drawn = _drawn(Augmentations(), 1)
     drawn = Drawn(**(vars(drawn) | {"shift": np.array([[0.5, 0.25]])}))
-    found = augment_batch(torch.ones(1, 1, 40, 80), drawn, noise_seed=0)[0, 0]
-    assert max(found[:20].max(), found[:, :20].max()) < TOLERANCE
-    np.testing.assert_allclose(found[20:, 20:], 1.0, atol=TOLERANCE)
+    image = _images((1, 1, 40, 80))
+    found = augment_batch(image, drawn, noise_seed=0)[0, 0]
+    np.testing.assert_allclose(found[20:, 20:], image[0, 0, :20, :60], atol=TOLERANCE)
+    np.testing.assert_allclose(found[:20, 20:], image[0, 0, :1, :60].expand(20, 60), atol=TOLERANCE)
+    np.testing.assert_allclose(found[:, :20], found[:, 20:21].expand(40, 20), atol=TOLERANCE)
 
 
 def test_contrast_is_about_the_images_own_mean():

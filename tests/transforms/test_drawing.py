@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from pipeline.config import Augmentation
 from tests.varied import EVERYTHING
 from transforms.drawing import (
     DRAWS,
+    PLAIN,
     Augmentations,
     Drawn,
     centred_affines,
@@ -152,12 +153,24 @@ def test_an_option_leaves_the_draws_of_the_others(field):
     alone = draw(Augmentations(**{field: getattr(EVERYTHING, field)}), numbers)
     neutral, together = draw(Augmentations(), numbers), draw(EVERYTHING, numbers)
     changed = [name for name in vars(alone) if not np.array_equal(vars(alone)[name], vars(neutral)[name])]
-    assert len(changed) == 1
+    assert len(changed) == (field != "plain")
     for name in changed:
         columns = slice(None)
         if name == "flip":
             columns = int(field == "flip_horizontal")
         np.testing.assert_array_equal(vars(alone)[name].T[columns], vars(together)[name].T[columns])
+
+
+def test_a_share_of_the_images_only_moves():
+    numbers = uniforms(0, 0, np.arange(MANY))
+    drawn, before = draw(replace(EVERYTHING, plain=0.3), numbers), draw(EVERYTHING, numbers)
+    neutral = draw(Augmentations(), numbers)
+    still = numbers[:, PLAIN] < 0.3
+    np.testing.assert_allclose(still.mean(), 0.3, atol=0.02)
+    for name in vars(drawn):
+        kept = before if name in ("flip", "zoom", "stretch", "shift", "angle", "cutout_at") else neutral
+        np.testing.assert_array_equal(getattr(drawn, name)[still], getattr(kept, name)[still])
+        np.testing.assert_array_equal(getattr(drawn, name)[~still], getattr(before, name)[~still])
 
 
 def test_a_coarse_image_has_one_place_at_least():
