@@ -1,9 +1,9 @@
 """The same augmentation on a whole batch at once, on the batch's own device: one resampling for all that moves.
 
 Images are (n, channels, rows, columns) in 0-1, the parameters a `transforms.drawing.Drawn` of n rows. In this order: moved (bilinear,
-the nearest pixel of the edge from outside), sampled coarsely, blurred, sharpened, gamma, black and white points, contrast about the image's own mean, noise,
-cutout, cut to 0-1. What an option drew nothing for passes it unchanged
-to the last bit. Parameters go to the device in one copy and nothing is asked of the device, so that the host runs ahead of it.
+the edges drawn out), sampled coarsely, blurred, sharpened, gamma, black and white points, contrast about the image's own mean, noise,
+cutout, cut to 0-1. What an option drew nothing for passes it unchanged to the last bit.
+Parameters go to the device in one copy and nothing is asked of the device, so that the host runs ahead of it.
 float32, under autocast too; no gradient.
 """
 
@@ -69,7 +69,9 @@ def _moved(images: torch.Tensor, drawn: Drawn, parameters: torch.Tensor) -> torc
 
 
 def _resampled(images: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-    """Bilinear samples, outside the nearest pixel of the edge: a black rim would tell a varied image from one to predict. Images (n, c, rows, columns); coefficients (n, 6) of the grid by row, column and 1.
+    """Bilinear samples. Images (n, c, rows, columns); coefficients (n, 6) of the grid by row, column and 1.
+
+    Outside is the nearest pixel of the edge: a black rim would tell varied images from those to predict.
 
     The grid is a sum of what the row gives and what the column gives, component by component: 1.0 ms for 64 images of 224² where
     `affine_grid` takes 10, and with places measured from the centre nothing is lost in float32 to a far origin.
