@@ -17,6 +17,7 @@ PACKAGES = (
     "monai",
     "pydicom",
     "highdicom",
+    "pynetdicom",
     "imagecodecs",
     "SimpleITK",
     "nibabel",

@@ -287,10 +287,11 @@ def infer_study(
     from pipeline.infer import infer
     from pipeline.prediction.predict import load_model
     from pipeline.profile_settings import load_profile
+    from pipeline.run import read_config
 
     if images is None or out is None:
+        load_profile(profile or read_config(run).output.profile)
         load_model(run)
-        load_profile(profile)
         return Inferred()
     summary = infer(
         run,
@@ -312,6 +313,12 @@ def _check(settings: NodeSettings) -> None:
         parse_peer(settings.to)
         if settings.run is None:
             raise ConfigError("--to says where results go: expected --run, the model that makes them")
+    tls = settings.tls or Tls()
+    outgoing = bool(settings.to) and (settings.to_tls or settings.to.startswith("https://"))
+    if tls.certificate is None and not outgoing and (settings.to_tls or tls != Tls()):
+        raise ConfigError(
+            "--tls is for what is sent --to a peer; to listen with TLS give --tls-certificate and --tls-key"
+        )
     for value, option in (
         (settings.most_associations, "--max-associations"),
         (settings.most_object_bytes, "--max-object"),

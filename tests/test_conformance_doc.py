@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from pydicom.uid import UID
 
+from pipeline.dicom import commitment, dicom_web, query_scu, storage_scp
+from pipeline.dicom.association import PDU_BYTES, VERIFICATION
 from pipeline.dicom.conformance_item import Item
 from pipeline.dicom.conformance_tables import iod_of
 from pipeline.dicom.derived import IMPLEMENTATION_CLASS_UID
@@ -60,6 +62,30 @@ def test_optional_modules(objects: dict[str, Item]) -> None:
 def test_no_private_attributes(objects: dict[str, Item]) -> None:
     for item in objects.values():
         assert not [tag for _, inner in item.walk() for tag in inner.elements if (tag >> 16) % 2]
+
+
+def test_network_services() -> None:
+    """SOP classes by their UIDs and roles, what is proposed and answered."""
+    rows = {(command.strip("`"), role): set() for command, _, _, role in _rows("### 3.1")}
+    for command, name, uid, role in _rows("### 3.1"):
+        if uid.startswith("1.2"):
+            assert UID(uid).name in (name, f"{name} SOP Class")
+            rows[command.strip("`"), role].add(uid)
+    assert rows["send", "SCU"] == {commitment.PUSH_MODEL}
+    assert rows["fetch", "SCU"] == {query_scu.FIND, query_scu.GET, query_scu.MOVE}
+    assert rows["receive", "SCP"] == {VERIFICATION}
+    assert f"up to {PDU_BYTES:,} bytes" in STATEMENT
+    statuses = {int(code, 16) for code, _ in _rows("### 3.3")}
+    taken = {storage_scp.STORED, storage_scp.OUT_OF_RESOURCES, storage_scp.WRONG_CLASS, storage_scp.NOT_UNDERSTOOD}
+    assert statuses == taken
+    batch = f"up to {dicom_web.MOST_FILES_A_REQUEST} instances of {dicom_web.MOST_BYTES_A_REQUEST >> 20} MiB"
+    assert batch in STATEMENT
+
+
+def test_no_transfer_syntax_but_the_deflated_one_is_refused() -> None:
+    offered = {str(syntax) for context in storage_scp.supported() for syntax in context.transfer_syntax}
+    assert "1.2.840.10008.1.2.1.99" not in offered
+    assert {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.4.201"} <= offered
 
 
 def test_implementation_class() -> None:

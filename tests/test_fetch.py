@@ -181,7 +181,7 @@ def test_answers_that_are_none(tmp_path: Path, body: bytes):
         if body.startswith(b"[{"):
             assert fetch(archive.url, tmp_path / "to", Wanted((STUDY,)), patience=HURRIED, progress=False).asked == 0
             return
-        with pytest.raises(PeerError, match="no JSON|no list"):
+        with pytest.raises(PeerError, match=r"no JSON|no list"):
             fetch(archive.url, tmp_path / "to", Wanted((STUDY,)), patience=HURRIED, progress=False)
 
 

@@ -330,6 +330,24 @@ def test_a_study_waits_until_it_is_quiet_and_again_when_an_image_comes_late(tmp_
     assert studies.counts()["waiting"] == 1
 
 
+def test_an_image_that_comes_while_its_study_is_removed_is_not_forgotten(tmp_path: Path):
+    images = tmp_path / "1.2" / "images"
+    images.mkdir(parents=True)
+    (images / "1.dcm").write_bytes(b"1")
+    studies = Studies(tmp_path, quiet_s=0)
+    study = studies.due()
+    assert study is not None
+    studies.keep(study, Record(State.DONE, images=digest_of(images)))
+    shutil.rmtree(images.parent)
+    images.mkdir(parents=True)
+    (images / "2.dcm").write_bytes(b"2")
+    studies.image_arrived("1.2", time.time() - 1)
+    studies.forget("1.2")
+    due = studies.due()
+    assert due is not None
+    assert due.record == Record()
+
+
 def test_a_child_lives_on_and_is_replaced_when_it_dies():
     child = Child(calculate)
     assert child.call("5", limit_s=60) == 5
@@ -442,6 +460,7 @@ def test_one_node_a_spool_a_clean_stop_and_the_status_page(
         ["--allow", "PACS"],
         ["--tls-certificate", "nowhere.pem"],
         ["--quiet", "-1"],
+        ["--tls"],
     ],
 )
 def test_wrong_use_is_said_at_once(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]):

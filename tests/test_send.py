@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError, PeerError, SourceError
 from pipeline.peers import Credentials, DimsePeer, Patience, Tls, WebPeer, credentials, parse_peer
 from pipeline.send import SENT_FILE, Commitment, send
 from tests.pacs.certificates import Certificates
-from tests.pacs.orthanc import AET, Orthanc
+from tests.pacs.orthanc import AET, Orthanc, free_port
 from tests.pacs.peers import UNCOMPRESSED, Archive, running_archive
 from tests.sources import SOURCES, ct
 
@@ -334,6 +334,16 @@ def test_orthanc_takes_objects_by_c_store_and_by_stow(pacs: Orthanc, out: Path):
             if peer.startswith("http"):
                 assert back == path.read_bytes()
         assert send(out, peer, patience=HURRIED, progress=False).before == 3
+
+
+@pytest.mark.orthanc
+def test_orthanc_commits_itself_on_an_association_of_its_own(pacs: Orthanc, out: Path):
+    port = free_port()
+    pacs.know("RADLOOP", port)
+    peer = f"{AET}@127.0.0.1:{pacs.dicom_port}"
+    summary = send(out, peer, commitment=Commitment(port, 20), patience=HURRIED, progress=False)
+    assert (summary.uncommitted, summary.failed, summary.asked_to_commit) == (0, 0, True)
+    assert {row["committed"] for row in rows(out)} == {"yes"}
 
 
 @pytest.mark.orthanc

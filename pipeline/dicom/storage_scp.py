@@ -175,7 +175,7 @@ class StorageServer:
         self._server: _Server = self._entity.make_server(  # type: ignore[assignment]
             (host, port),
             aet,
-            _contexts(),
+            supported(),
             evt_handlers=handlers,
             server_class=_Server,
             request_handler=_Handler,
@@ -355,9 +355,9 @@ def _forget(event: evt.Event) -> None:
 
 
 @lru_cache(maxsize=1)
-def _contexts() -> list[PresentationContext]:
+def supported() -> list[PresentationContext]:
     """Every storage SOP class in every transfer syntax but the deflated one, which may grow without limit; the explicit one first."""
     first = [str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)]
     others = [one for one in ALL_TRANSFER_SYNTAXES if one not in (*first, str(DeflatedExplicitVRLittleEndian))]
     classes = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
-    return [build_context(VERIFICATION), *(build_context(one, first + others) for one in classes)]
+    return [build_context(VERIFICATION, first), *(build_context(one, first + others) for one in classes)]

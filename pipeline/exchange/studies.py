@@ -128,9 +128,13 @@ class Studies:
             ]
 
     def forget(self, uid: str) -> None:
-        """It was removed."""
+        """It was removed; unless an image came at that moment, with which it begins anew."""
         with self._lock:
-            self._studies.pop(uid, None)
+            study = self._studies.get(uid)
+            if study is not None and study.folder.exists():
+                study.record, study.arrived = Record(), max(study.arrived, _newest(study.images))
+            else:
+                self._studies.pop(uid, None)
 
     def note_own(self, uid: str) -> None:
         """An object of radloop's own came; nothing is to be done."""
