@@ -41,7 +41,7 @@ DEIDENTIFIED_FILE, HELD_FILE, REJECTS_FILE = "deidentified.csv", "held_back.csv"
 WORK_FOLDER = ".deidentify"
 """In DIR: the journal, and files until they have their place. Nothing in it but hashes under the key and what the tables hold."""
 JOURNAL_FILE = "journal.jsonl"
-REVISION = 1
+REVISION = 2
 """Of what is written: with another one every file is made anew."""
 FLUSH_EVERY_S = 5.0
 """What is made again where the process is killed."""

@@ -364,7 +364,7 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("playground")
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=10_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 8), edits()), min_size=1, max_size=3))
 def test_broken_files_never_raise_and_are_all_accounted_for(
     changes: list[tuple[int, list[tuple[str, float, bytes]]]], samples: list[bytes], playground: Path

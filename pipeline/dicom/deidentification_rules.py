@@ -440,10 +440,29 @@ class Rules:
 
 
 def identity_of(dataset: Dataset, settings: Deidentification) -> Words:
-    """The words of everybody whom the header names, and of places and devices that no option keeps."""
-    things = [] if "institution" in settings.keep else [*_PLACES]
-    things += [] if "device" in settings.keep else _DEVICES
-    return Words(_texts(dataset, IDENTIFYING), _texts(dataset, things))
+    """The words of everybody whom the header names, at any depth, and of places and devices that no option keeps."""
+    places = [] if "institution" in settings.keep else [*_PLACES]
+    places += [] if "device" in settings.keep else _DEVICES
+    people: set[str] = set()
+    things: set[str] = set()
+    for item in _every_item(dataset):
+        people.update(_texts(item, IDENTIFYING))
+        things.update(_texts(item, places))
+    return Words(people, things)
+
+
+def _every_item(dataset: Dataset, depth: int = 0) -> Iterator[Dataset]:
+    """The dataset and the items of its sequences, as deep as any that means something; private ones are not kept anyway."""
+    yield dataset
+    if depth == MAXIMUM_DEPTH:
+        return
+    for tag in sorted(dataset.keys()):
+        if tag.is_private or not dictionary_has_tag(tag) or _dictionary_vr(int(tag)) != "SQ":
+            continue
+        element = _read(dataset, tag)
+        if element is not None and element.VR == "SQ":
+            for item in element.value or []:
+                yield from _every_item(item, depth + 1)
 
 
 def _texts(dataset: Dataset, keywords: Sequence[str]) -> list[str]:

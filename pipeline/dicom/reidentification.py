@@ -155,6 +155,11 @@ def _return_study(job: StudyJob) -> list[Returned | NotReturned]:
             restored[path] = _restored(dataset, job.images, own)
         except _LeftBehind as left:
             outcomes[path] = left.outcome
+        except (
+            Exception
+        ) as error:  # whatever a hostile object makes of pydicom is its own fault, and its text quotes values
+            outcomes[path] = NotReturned(Left.INVALID, f"it cannot be rewritten ({type(error).__name__})")
+        if path in outcomes:
             gone |= {_new_own(image.study_instance_uid, uid) for image in job.images[:1]}
     outcomes |= _written(restored, gone, job)
     return [outcomes[path] for path in job.paths]
@@ -193,6 +198,8 @@ def _write(dataset: Dataset, target: Path, sources: tuple[str, ...]) -> Returned
         path = write_object(dataset, target)
     except ObjectError as error:
         return NotReturned(Left.INVALID, str(error))
+    except UNREADABLE as error:
+        return NotReturned(Left.INVALID, f"it cannot be written ({type(error).__name__})")
     return Returned(path.relative_to(target).as_posix(), str(dataset.SOPInstanceUID), content_digest(dataset), sources)
 
 

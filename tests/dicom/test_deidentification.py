@@ -191,6 +191,18 @@ def test_the_words_of_an_identity_stay_in_no_text(tmp_path: Path):
     assert result.ConvolutionKernel == "LUNG"
 
 
+def test_a_name_that_an_item_tells_stands_in_no_text(tmp_path: Path):
+    dataset = ct_slice(16, SoftwareVersions="patched by Zwanziger", ConvolutionKernel="LUNG")
+    item = Dataset()
+    item.Manufacturer, item.OperatorsName, item.InstitutionName = "ACME", "Zwanziger^Otto", "Seeklinik"
+    dataset.ContributingEquipmentSequence = [item]
+    dataset.ManufacturerModelName = "Seeklinik"
+    result = cleaned(save(dataset, tmp_path / "ct"))
+    assert "SoftwareVersions" not in result
+    assert result.ConvolutionKernel == "LUNG"
+    assert "Seeklinik" not in str(result)
+
+
 @given(st.text(alphabet="abcdefghij ^-", min_size=4, max_size=20))
 def test_words_are_found_whatever_their_case(name: str):
     words = Words([name])
