@@ -74,7 +74,7 @@ def read_original(text: str) -> Original:
     try:
         parts = json.loads(text)
         uids = {str(new): str(old) for new, old in parts["uids"].items()}
-        return Original(*(_untold(parts[name]) for name in ("study", "equipment", "replaced")), uids)
+        return Original(_untold(parts["study"]), _untold(parts["equipment"]), _untold(parts["replaced"]), uids)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no original ({type(error).__name__})") from None
 
