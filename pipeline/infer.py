@@ -20,10 +20,11 @@ from pipeline.errors import ConfigError
 from pipeline.files import alone
 from pipeline.indexing.index import Index
 from pipeline.indexing.sources import open_source
+from pipeline.overlap import made_ahead
 from pipeline.prediction.case_stream import CaseOfResults, cases_of
 from pipeline.prediction.deliver import Delivered, Delivery
 from pipeline.prediction.inference_parts import Counts, Ledger, Part, parts_of
-from pipeline.prediction.predict import ImageResult, TrainedModel, load_model, predict_files
+from pipeline.prediction.predict import BATCH, ImageResult, TrainedModel, load_model, predict_files
 from pipeline.prediction.prediction_tables import case_table, image_table
 from pipeline.prediction.retraction import read_replaced, retract
 from pipeline.prediction.scope import RASTER_FORMATS, scope_reason
@@ -37,8 +38,8 @@ WRITE_TIMEOUT_S = 900.0
 """A case's objects take a second; of a series of thousands of slices minutes."""
 WRITE_MEMORY_BYTES = 8 * 2**30
 """Above a worker's own size: a float map of 2,000 slices of 512 x 512 is 2 GB, and is copied on its way to the disk."""
-CASES_A_TURN = 4
-"""Cases that a writer takes at once: something to do while the network is busy with the next batch."""
+CASES_A_TURN = 2
+"""Cases that a writer takes at once."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def _predict_and_deliver(
     count = sum(part.last_image - part.first_image for part in due)
     results = track(results, "inferring", count, show=progress)
     cases = cases_of(model, results, delivery.output.key_images, _out_of_scope(grouped, model))
-    through = _delivered(cases, delivery, default_workers() if workers is None else workers)
+    writers = default_workers() if workers is None else workers
+    through = _delivered(made_ahead(cases, BATCH if writers else 0), delivery, writers)
     for part in due:
         done = list(islice(through, part.cases))
         of_images = grouped.images.iloc[part.first_image : part.last_image].reset_index(drop=True)

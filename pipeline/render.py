@@ -49,22 +49,34 @@ class Legend:
 
 
 def overlay(gray: FloatImage, evidence: FloatImage | None, scale: float, colors: Colors = USUAL_COLORS) -> Picture:
-    """Evidence above 0 in colour over `gray`, its opacity growing with evidence / `scale`, full from `scale` on.
+    """Evidence above 0 in colour over `gray`, its opacity growing with evidence / `scale` in `COLOR_STEPS` steps, full from `scale` on.
 
     Where evidence is 0 or less, or None, the gray image stays as it is: `rint(255 gray)` in all three channels.
     Raises ValueError for shapes that differ, values that are not finite, or a scale that is not above 0.
     """
     _check(gray, evidence, scale)
     base = np.clip(gray, 0.0, 1.0).astype(np.float32)
-    picture = np.repeat(np.rint(base * 255.0).astype(np.uint8)[..., None], 3, axis=2)
-    colored = np.zeros(gray.shape, dtype=bool) if evidence is None else evidence > 0
-    if evidence is not None and colored.any():
-        strength = np.minimum(evidence[colored] / np.float32(scale), np.float32(1.0))
-        painted = colormap(colors)[np.rint(strength * (COLOR_STEPS - 1)).astype(np.intp)]
-        opacity = (np.float32(colors.opacity) * strength)[:, None]
-        mixed = base[colored][:, None] * (1.0 - opacity) + painted * opacity
-        picture[colored] = np.rint(mixed * 255.0).astype(np.uint8)
+    base *= np.float32(255.0)
+    picture = np.repeat(np.rint(base).astype(np.uint8)[..., None], 3, axis=2)
+    if evidence is None:
+        return picture
+    rows = np.flatnonzero((evidence > 0).any(axis=1))
+    if rows.size:
+        seen = slice(rows[0], rows[-1] + 1)
+        strength = np.clip(evidence[seen] / np.float32(scale), 0.0, 1.0)
+        step = np.rint(strength * np.float32(COLOR_STEPS - 1)).astype(np.intp)
+        kept, painted = _mixing(colors)
+        mixed = np.take(painted, step, axis=0)
+        mixed += (base[seen] * np.take(kept, step))[..., None]
+        picture[seen] = np.rint(mixed, out=mixed)
     return picture
+
+
+@lru_cache(maxsize=8)
+def _mixing(colors: Colors) -> tuple[FloatImage, FloatImage]:
+    """For each step of strength what is kept of the gray, (COLOR_STEPS,), and the colour that is added, (COLOR_STEPS, 3) of 0-255."""
+    opacity = np.float32(colors.opacity) * np.linspace(0.0, 1.0, COLOR_STEPS, dtype=np.float32)
+    return 1.0 - opacity, np.float32(255.0) * opacity[:, None] * colormap(colors)
 
 
 def result_picture(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,7 +20,8 @@ from pydicom import dcmread
 import pipeline.infer as stage
 from pipeline.cli import main
 from pipeline.infer import infer
-from pipeline.prediction import inference_parts
+from pipeline.prediction import deliver, inference_parts
+from pipeline.prediction.object_set import Made, Unmade
 from pipeline.prediction.predict import ImageResult
 from pipeline.profile_settings import KINDS
 
@@ -111,6 +113,26 @@ def test_every_kind_is_written_or_said_not_to_be(everything: Path):
         assert told == cases, kind
     assert set(objects["kind"]) == set(KINDS)
     assert {path.relative_to(everything).as_posix() for path in everything.rglob("*.dcm")} == set(objects["path"])
+
+
+def test_of_a_set_with_an_invalid_object_none_is_written(looped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They refer to each other; and what stands in OUT stands in its table."""
+    real = deliver.objects_of
+
+    def spoiled(*arguments: Any) -> Iterator[Made | Unmade]:
+        outcomes = list(real(*arguments))
+        *_, last = [outcome for outcome in outcomes if isinstance(outcome, Made)]
+        del last.dataset.SOPClassUID
+        yield from outcomes
+
+    monkeypatch.setattr(deliver, "objects_of", spoiled)
+    summary = infer(
+        looped / "run", str(looped / "export"), tmp_path, write=["sc", "sr", "kos"], workers=0, progress=False
+    )
+    assert summary.failed == summary.cases > 0
+    assert not list(tmp_path.rglob("*.dcm"))
+    assert _table(tmp_path / "objects.csv").empty
+    assert _table(tmp_path / "predictions.csv")["reason"].str.contains("no object").all()
 
 
 def test_every_reference_leads_to_a_source_or_to_one_of_the_set(everything: Path, looped: Path):

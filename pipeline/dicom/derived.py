@@ -236,13 +236,14 @@ def object_path(out: Path, dataset: Dataset) -> Path:
     return out / study / series / f"{instance}.dcm"
 
 
-def write_object(dataset: Dataset, out: Path) -> Path:
-    """Checks `dataset` and writes it, whole or not at all, to `object_path`; returns the path.
+def write_object(dataset: Dataset, out: Path, *, checked: bool = False) -> Path:
+    """Checks `dataset`, unless the caller has `checked` it, and writes it, whole or not at all, to `object_path`; returns the path.
 
     Where an object of the same content stands there already, it stays as it is, with its times. Raises ObjectError
     where the dataset is not valid, OSError where it cannot be written.
     """
-    conformance.check(dataset)
+    if not checked:
+        conformance.check(dataset)
     path = object_path(out, dataset)
     if path.is_file() and _stands(path, content_digest(dataset)):
         return path

@@ -121,7 +121,7 @@ def read_source(path: Path) -> Dataset:
             warnings.simplefilter("ignore")
             dataset = dcmread(file, stop_before_pixels=True, force=True)
             dataset.filename, dataset.buffer = str(path), None  # else a whole member of an archive is copied with it
-            return as_source(dataset)
+            return _settled(dataset)
     except (*UNREADABLE, InvalidDicomError, EOFError, RecursionError, zlib.error) as error:
         raise Rejected(RejectReason.MALFORMED, f"the header cannot be parsed ({type(error).__name__})") from error
 
@@ -134,10 +134,15 @@ def as_source(dataset: Dataset) -> Dataset:
     declared character set, the set is corrected: UTF-8 where the bytes are, else Latin-1. All else is as it was.
     """
     with _quietly():
-        source = copy.deepcopy(dataset)
-        for tag in list(source.keys()):
-            if tag.is_private or tag.group == 0x7FE0:
-                del source[tag]
+        return _settled(copy.deepcopy(dataset))
+
+
+def _settled(source: Dataset) -> Dataset:
+    """`source` itself, as `as_source` has it."""
+    for tag in list(source.keys()):
+        if tag.is_private or tag.group == 0x7FE0:
+            del source[tag]
+    with _quietly():
         _settle_reading(source)
         for keyword in PATIENT_AND_STUDY:
             if keyword not in KEPT:

@@ -22,7 +22,7 @@ from PIL import Image
 import pipeline
 from pipeline.config import Output
 from pipeline.dicom.case_result import CaseResult, ResultImage
-from pipeline.dicom.conformance import check_references
+from pipeline.dicom.conformance import check, check_references
 from pipeline.dicom.derived import Algorithm, content_digest, write_object
 from pipeline.dicom.source import read_source
 from pipeline.errors import ObjectError, Rejected
@@ -92,6 +92,7 @@ class Delivery:
             return Delivered()
         if self.strict_scope and case.out_of_scope:
             return Delivered(unmade=tuple((kind, STRICT_SCOPE) for kind in self.kinds))
+        rows: list[ObjectRow] = []
         try:
             overlays = self._overlays(case)
             result = self._case_result(case)
@@ -99,20 +100,22 @@ class Delivery:
                 return Delivered(overlays=overlays)
             outcomes = list(objects_of(result, self.kinds))
             made = [outcome for outcome in outcomes if isinstance(outcome, Made)]
+            for one in made:  # all of them, before the first is written: they refer to each other
+                check(one.dataset)
             check_references([one.dataset for one in made], [image.source for image in result.images])
-            rows = tuple(self._write(case.case_id, one) for one in made)
+            rows.extend(self._write(case.case_id, one) for one in made)
         except (ObjectError, Rejected) as error:
             return Delivered(problem=f"no object: {error}")
         except OSError as error:  # of one name; a full disk ends the tables, too, and is said there
-            return Delivered(problem=f"no object: it cannot be written ({error.strerror})")
+            return Delivered(tuple(rows), problem=f"no object: it cannot be written ({error.strerror})")
         unmade = [outcome for outcome in outcomes if isinstance(outcome, Unmade)]
         failed = [f"{one.kind}: {one.reason}" for one in unmade if one.failed]
         told = tuple((one.kind, one.reason) for one in unmade)
-        return Delivered(rows, overlays, told, f"no object: {'; '.join(failed)}" if failed else "")
+        return Delivered(tuple(rows), overlays, told, f"no object: {'; '.join(failed)}" if failed else "")
 
     def _write(self, case_id: str, made: Made) -> ObjectRow:
         dataset = made.dataset
-        path = write_object(dataset, self.out).relative_to(self.out).as_posix()
+        path = write_object(dataset, self.out, checked=True).relative_to(self.out).as_posix()
         return ObjectRow(made.kind, case_id, path, str(dataset.SOPInstanceUID), content_digest(dataset), made.sources)
 
     def _case_result(self, case: CaseOfResults) -> CaseResult | None:

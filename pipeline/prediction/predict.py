@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from pipeline.errors import RejectReason, RunError
 from pipeline.networks.folding import fold_batch_norms
 from pipeline.networks.model import WEIGHTS_FILE, Classifier, Geometry, VolumeClassifier, new_network
+from pipeline.overlap import made_ahead
 from pipeline.prediction.explain import class_evidence, mirrored_back
 from pipeline.prediction.heatmap_methods import method_evidence, own_share
 from pipeline.prediction.pooling import image_probabilities
@@ -200,12 +201,14 @@ def predict_files(
     stress: str = "",
     workers: int | None = None,
 ) -> Iterator[ImageResult]:
-    """Each file decoded, prepared and predicted, in order; a stream, so memory does not grow with the number of files.
+    """Each file decoded, prepared and predicted, in order; a stream, so memory does not grow with the number of files. The next batch is
+    decoded while one is predicted.
 
     `stress`: a name in `transforms.stress.STRESSES`, applied to each image before it is prepared.
     """
     preparer = Preparer(model.facts.preprocessing, keep_shown, stress)
-    for batch in _batches(model, prepare_all(files, preparer, workers), lambda item: item[0].case_id):
+    prepared_ahead = made_ahead(prepare_all(files, preparer, workers), 0 if workers == 0 else BATCH)
+    for batch in _batches(model, prepared_ahead, lambda item: item[0].case_id):
         decoded = [(file, prepared) for file, prepared in batch if isinstance(prepared, Prepared)]
         levels = np.stack([prepared.image for _, prepared in decoded]) if decoded else NOTHING
         predicted = _results(model, levels, decoded)
