@@ -29,7 +29,7 @@ QUIET_S = 2.0
 PATIENT_S = 600
 """For an inference: seconds, on a busy machine minutes."""
 KINDS = "sc,sr"
-UNCOVERED, GRAY_LEVELS = 0.9, 6
+UNCOVERED, GRAY_LEVELS = 0.8, 6
 """As `test_ohif.py` has them: the share of a picture that the viewer's words leave to be seen, and how far a gray may be off."""
 
 
@@ -134,12 +134,6 @@ def test_killed_while_it_infers_and_sends_it_comes_to_the_same_results(looped: P
 
     random.seed(3)
     sources = study_of(looped)
-    expected = tmp_path / "expected"
-    (tmp_path / "source").mkdir()
-    for path in sources:
-        (tmp_path / "source" / path.name).write_bytes(path.read_bytes())
-    infer(looped / "run", str(tmp_path / "source"), expected, write=KINDS.split(","), workers=0, progress=False)
-    objects = {path.stem for path in expected.glob("*/*/*.dcm")}
     spool = tmp_path / "spool"
     with running_archive() as archive:
         options = ["--run", str(looped / "run"), "--to", archive.name, "--write", KINDS, "--quiet", "0.5"]
@@ -155,7 +149,11 @@ def test_killed_while_it_infers_and_sends_it_comes_to_the_same_results(looped: P
             assert node.stop() == 0
         finally:
             node.process.kill()
-        assert archive.uids == objects
+        (images,) = spool.glob(
+            "studies/*/images"
+        )  # as they arrived: a file's digest is in the UIDs of what is made of it
+        infer(looped / "run", str(images), tmp_path / "expected", write=KINDS.split(","), workers=0, progress=False)
+        assert archive.uids == {path.stem for path in (tmp_path / "expected").glob("*/*/*.dcm")}
         sent = len(archive.stored)
         with running_node(spool, *options) as node:  # done is done
             time.sleep(2.0)

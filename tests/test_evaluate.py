@@ -183,9 +183,9 @@ def test_images_that_cannot_be_read_are_no_figures(two_classes: Path, tmp_path: 
     run = folder / "run"
     summary = run / "index/summary.json"
     summary.write_text(summary.read_text().replace(str(two_classes.parent), str(folder)))
-    before = (
-        _table(run / "evaluation/predictions.csv") if (run / "evaluation").is_dir() else evaluate(run, progress=False)
-    )
+    if not (run / "evaluation").is_dir():
+        evaluate(run, progress=False)
+    before = _table(run / "evaluation/predictions.csv")
     victim = folder / "data/images" / before["path"].iloc[0]
     Image.new("L", (8, 8)).save(victim)
     found = evaluate(run, progress=False)

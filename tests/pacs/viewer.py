@@ -129,10 +129,14 @@ class Viewer:
             world = "[[0, 0, 0], [0, 1, 0], [1, 0, 0]].map(p => v.getImageData().imageData.indexToWorld(p))"
         corners = self.browser.value(
             f"""(() => {{
-              const v = {CORNERSTONE}, at = v.element.getBoundingClientRect();
+              const v = {CORNERSTONE};
+              if (!v) {{ return null; }}
+              const at = v.element.getBoundingClientRect();
               return {world}.map(p => v.worldToCanvas(p)).map(([x, y]) => [x + at.left, y + at.top]);
             }})()"""
         )
+        if corners is None:  # it went between the two questions
+            return None
         origin, down, along = np.array(corners, float)
         return View(self.browser.screenshot(), names[1], frame, origin, down - origin, along - origin)
 
