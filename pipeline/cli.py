@@ -143,7 +143,7 @@ def _add_model_commands(commands: Commands) -> None:
         "predictions and DICOM objects for any source",
         "radloop infer runs/ct export/ --out results/",
     )
-    infer.add_argument("run", type=Path, metavar="RUN", help="a run folder of radloop train")
+    infer.add_argument("run", type=Path, metavar="RUN", help="a run folder of radloop train, or a bundle made of one")
     infer.add_argument(
         "source", metavar="SOURCE", help="an export folder, a DICOMDIR, a file, or a manifest; labelled or not"
     )
@@ -171,6 +171,12 @@ def _add_model_commands(commands: Commands) -> None:
         help="OUT of an earlier inference: its objects that are not made again are retracted by rejection notes",
     )
     _add_root(infer)
+
+    bundle = _command(
+        commands, "bundle", _bundle, "a run as a MONAI bundle, for others to load", "radloop bundle runs/ct ct_bundle/"
+    )
+    bundle.add_argument("run", type=Path, metavar="RUN", help="a run folder of radloop train")
+    bundle.add_argument("out", type=Path, metavar="OUT", help="the bundle: a folder that is empty or not there yet")
 
 
 def _add_network_commands(commands: Commands) -> None:
@@ -501,6 +507,13 @@ def _infer(options: argparse.Namespace) -> int:
     print("\n".join(summary.lines()))
     print(f"tables and objects: {options.out}")
     return SOME_FAILED if summary.failed or not summary.cases else DONE
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from pipeline.bundle import bundle
+
+    print("\n".join(bundle(options.run, options.out)))
+    return DONE
 
 
 def _send(options: argparse.Namespace) -> int:

@@ -27,11 +27,11 @@ from pipeline.prediction.inference_parts import Counts, Ledger, Part, parts_of
 from pipeline.prediction.predict import BATCH, ImageResult, TrainedModel, load_model, predict_files
 from pipeline.prediction.prediction_tables import case_table, image_table
 from pipeline.prediction.retraction import read_replaced, retract
-from pipeline.prediction.scope import RASTER_FORMATS, scope_reason
+from pipeline.prediction.scope import marked_formats, scope_reason
 from pipeline.prepared.dataset import ImageFile, image_files
 from pipeline.profile_settings import KINDS, Kind, load_profile
 from pipeline.progress import track
-from pipeline.run import read_config, write_table
+from pipeline.run import read_config, run_folder, write_table
 from pipeline.work import Failure, default_workers, run_each
 
 WRITE_TIMEOUT_S = 900.0
@@ -103,12 +103,13 @@ def infer(
     workers: int | None = None,
     progress: bool = True,
 ) -> InferenceSummary:
-    """Predicts every case of `source` and writes tables and objects to `out`.
+    """Predicts every case of `source` and writes tables and objects to `out`. `run` may be a bundle that radloop made of one.
 
     `write`: kinds of objects, by default those of the profile; none for tables alone. `profile`: a site's, in place of the run's own.
     `strict_scope`: no object for a case outside the model's scope. `replaces`: OUT of an earlier inference, whose objects of the same
     studies are retracted where they are not made again. `workers`: processes each for decoding and writing; 0: all in this one.
     """
+    run = run_folder(run)
     output = read_config(run).output.model_copy(update={"profile": profile} if profile else {})
     site = load_profile(output.profile)
     kinds = _kinds(site.write if write is None else write)
@@ -138,8 +139,7 @@ def _grouped(index: Index, model: TrainedModel, facts: dict[str, str]) -> Cases:
     """Single images, and files without a header to ask, are all predicted, and marked where a rule of the training would have left
     them out; of a series or study those rules choose the images."""
     unit = model.facts.unit
-    mark = (*RASTER_FORMATS, "dicom") if unit == "image" else RASTER_FORMATS
-    return group_images(index, unit, model.facts.rules, drop_collisions=False, facts=facts, mark=mark)
+    return group_images(index, unit, model.facts.rules, drop_collisions=False, facts=facts, mark=marked_formats(unit))
 
 
 def _predict_and_deliver(

@@ -55,6 +55,9 @@ DATA_FILE = "data.json"
 CHECKPOINT_FILE = "checkpoint.pt"
 INDEX_FOLDER = "index"
 EVALUATION_FOLDER = "evaluation"
+BUNDLE_METADATA = Path("configs/metadata.json")
+BUNDLE_MODELS = "models"
+"""Of a bundle the folder that has what inference needs of a run."""
 
 
 class ModelFacts(Settings):
@@ -192,6 +195,11 @@ def _forget_figures_of_others(run: Path, facts: ModelFacts) -> None:
 def joint_sha256(members: Sequence[ModelFacts]) -> str:
     """Of an ensemble's weights."""
     return hashlib.sha256("\n".join(member.weights_sha256 for member in members).encode()).hexdigest()
+
+
+def run_folder(given: Path) -> Path:
+    """Where the model is: the folder itself, or where it is a MONAI bundle that radloop made, that of its models."""
+    return given / BUNDLE_MODELS if (given / BUNDLE_METADATA).is_file() else given
 
 
 def read_model(run: Path) -> ModelFacts:

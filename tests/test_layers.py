@@ -21,6 +21,7 @@ ROWS = [
         "explain",
         "infer",
         "audit",
+        "bundle",
         "volumes",
         "check",
         "deidentify",

@@ -51,3 +51,9 @@ def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]]) -> pd.Series
     broken = dicom & (rule != "") & (reason == "")
     reason.loc[broken] = "out of scope: the training left such images out (" + rule[broken] + ")"
     return reason
+
+
+def marked_formats(unit: str) -> tuple[str, ...]:
+    """Of which files inference predicts those, too, that the training's rules would have left out, and marks them: single images, and files
+    without a header to ask; of a series or study the rules choose the images."""
+    return (*RASTER_FORMATS, "dicom") if unit == "image" else tuple(RASTER_FORMATS)
