@@ -34,6 +34,9 @@ META_KEY = f"{KEY}_meta_dict"
 class WholeModel(nn.Module):
     """Prepared images (b, channels, size, size) in 0-1 to probabilities (b, classes), calibrated, the mean over the views."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, network: Classifier, facts: ModelFacts) -> None:
         super().__init__()
         self.network = network
