@@ -13,7 +13,7 @@ from pipeline.config import Network
 from pipeline.errors import ConfigError
 from pipeline.networks import model
 from pipeline.networks.input_layer import IMAGENET_STATISTICS
-from pipeline.networks.model import Classifier, build_classifier, new_network
+from pipeline.networks.model import Classifier, blank_network, build_classifier, new_network
 from pipeline.networks.volume_network import VolumeClassifier
 from pipeline.networks.weight_names import fit_weights
 
@@ -42,6 +42,18 @@ def test_a_configuration_decides_the_kind_of_network():
     assert isinstance(new_network(small(pooling="volume"), 2), VolumeClassifier)
     network, origin = build_classifier(small(), 2)
     assert (network.head.out_features, origin.source, origin.sha256) == (2, "random", "")
+
+
+@pytest.mark.parametrize("settings", [{}, {"head": "conv", "pooling": "attention"}, {"pooling": "volume"}])
+def test_a_blank_network_is_what_is_loaded_and_draws_nothing(settings: dict[str, object]):
+    filled = new_network(small(**settings), 2)
+    before = torch.get_rng_state()
+    blank = blank_network(small(**settings), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    blank.load_state_dict(filled.state_dict())
+    for ours, theirs in zip(blank.state_dict().values(), filled.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [p.requires_grad for p in blank.parameters()] == [p.requires_grad for p in filled.parameters()]
 
 
 @pytest.mark.parametrize("head", ["linear", "conv"])

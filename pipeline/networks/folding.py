@@ -26,7 +26,7 @@ from pipeline.networks.volume_network import VolumeClassifier
 FOLDED_TOLERANCE = 1e-4
 """Of the largest value there is, or of 1 where all are smaller: float32 rounds a hundred layers to a tenth of this, folded or not; a batch
 norm in the wrong place is off by the values themselves."""
-EXAMPLE_IMAGES = 2
+EXAMPLE_IMAGES = 1
 EXAMPLE_DEPTH, EXAMPLE_SIDE = 32, 64
 """Of the one volume that a 3-D network is tried on: its layers are the same for any, and a whole one takes seconds."""
 

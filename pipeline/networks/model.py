@@ -7,11 +7,14 @@ the head is linear after pooling, so that the logits are the mean of what each c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.networks.backbones import RESNET_GEOMETRY as RESNET_GEOMETRY
-from pipeline.networks.backbones import build_backbone
+from pipeline.networks.backbones import RESNETS, build_backbone
 from pipeline.networks.cell_geometry import Geometry as Geometry
 from pipeline.networks.input_layer import InputStatistics as InputStatistics
 from pipeline.networks.stages import StagedNetwork, parameters_of_stages
@@ -112,6 +115,31 @@ def new_network(network: Network, classes: int, size: int | None = None) -> Clas
     if network.pooling == "volume":
         return VolumeClassifier(network, classes)
     return Classifier(network, classes, size)
+
+
+def blank_network(network: Network, classes: int, size: int | None = None) -> Classifier | VolumeClassifier:
+    """`new_network` for weights that are loaded whole: no random ones are drawn, which takes longer than to load. Only timm's networks have
+    them, as these are tried when they are built."""
+    if network.architecture not in RESNETS:
+        return new_network(network, classes, size)
+    with _Undrawn():
+        return new_network(network, classes, size)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Within the block tensors that are to be filled at random stay as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_DRAWS = (
+    *(torch.Tensor.normal_, torch.Tensor.uniform_),
+    *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_),
+)
 
 
 def build_classifier(

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from pipeline.errors import RejectReason, RunError
 from pipeline.networks.folding import fold_batch_norms
-from pipeline.networks.model import WEIGHTS_FILE, Classifier, Geometry, VolumeClassifier, new_network
+from pipeline.networks.model import WEIGHTS_FILE, Classifier, Geometry, VolumeClassifier, blank_network
 from pipeline.overlap import made_ahead
 from pipeline.prediction.explain import class_evidence, mirrored_back
 from pipeline.prediction.heatmap_methods import method_evidence, own_share
@@ -275,7 +275,7 @@ def load_networks(run: Path, facts: ModelFacts) -> list[Network]:
 
 
 def _load_network(folder: Path, facts: ModelFacts) -> Network:
-    network = new_network(facts.network, len(facts.classes), facts.preprocessing.size)
+    network = blank_network(facts.network, len(facts.classes), facts.preprocessing.size)
     try:
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except RuntimeError as error:
