@@ -27,12 +27,13 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# uv is the faster installer; where it does not reach the package index that pip is configured for, pip does it.
+# uv is the faster installer; where it does not reach the package index that pip is configured for, pip does it. Both compile: where Python is
+# told to write no bytecode (PYTHONDONTWRITEBYTECODE, usual in containers), each process would compile torch anew, for 20 seconds.
 $(VENV)/ready: pyproject.toml $(PINS)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "radloop needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing radloop and what it needs (some GB with the CUDA build of torch) ..."
-	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAINT) --editable '.[dev]' \
+	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(CONSTRAINT) --editable '.[dev]' \
 	  || $(BIN)/python -m pip install --quiet $(CONSTRAINT) --editable '.[dev]'
 	touch $@
 
