@@ -45,7 +45,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def _member_of(path: Path, error: OSError) -> tuple[Path, str] | None:
     return None
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """The rename itself lasts only once the folder is on the disk; Windows has no such call, and needs none."""
     if not hasattr(os, "O_DIRECTORY"):
         return

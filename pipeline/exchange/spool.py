@@ -20,7 +20,7 @@ from pathlib import Path
 from pipeline.dicom.received import ReceivedHeader, read_received
 from pipeline.dicom.storage_scp import NOT_UNDERSTOOD, OUT_OF_RESOURCES, STORED, WRONG_CLASS, Arrived
 from pipeline.errors import ConfigError, Rejected
-from pipeline.files import whole_file
+from pipeline.files import flush_folder, whole_file
 
 STUDIES, ARRIVING, IMAGES, OWN, REMOVED = "studies", "arriving", "images", "own", ".removed-"
 PIECE_BYTES = 2**20
@@ -127,7 +127,7 @@ class Spool:
         if folder not in self._flushed:
             folder.mkdir(parents=True, exist_ok=True)
             for above in (folder.parent, self.studies):
-                _flush(above)
+                flush_folder(above)
             self._flushed.add(folder)
         with whole_file(path) as file, arrived.data.open() as data:
             file.write(head)
@@ -198,14 +198,3 @@ def _holds(path: Path, arrived: Arrived, head_bytes: int) -> bool:
     with open(path, "rb") as old, arrived.data.open() as new:
         old.seek(head_bytes)
         return hashlib.file_digest(old, "sha256").digest() == hashlib.file_digest(new, "sha256").digest()
-
-
-def _flush(folder: Path) -> None:
-    """Its entries last; Windows has no such call, and needs none."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
