@@ -1,4 +1,5 @@
-"""Stages of a stream that run at once: each takes what the one before gives while that makes the next, in a thread.
+"""Stages of a stream that run at once: each takes what the one before gives while that makes the next, in a thread; or one stage
+that works at several items at once.
 
 For stages that leave Python to worker processes, a library or a device: threads of one interpreter take turns.
 """
@@ -7,11 +8,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LOOK_S = 0.05
 """How often one who gives up looks whether the thread has ended."""
@@ -68,3 +72,25 @@ def _make_room(made: queue.Queue[Item | _End]) -> None:
         made.get(timeout=LOOK_S)
     except queue.Empty:
         return
+
+
+def in_lanes(
+    work: Callable[[Item], Result], items: Iterable[Item], lanes: int, *, begin: Callable[[], None] = lambda: None
+) -> Generator[Result, None, None]:
+    """What `work` makes of each item, in their order, `lanes` at once, each in a thread that calls `begin` first; one more item is taken
+    ahead, so that no lane waits for who takes the results.
+
+    What `work` or `items` raises is raised here, after the results before it. Given up, it ends when the lanes have ended what they are at.
+    """
+    with ThreadPoolExecutor(lanes, initializer=begin) as pool:
+        at_work: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                at_work.append(pool.submit(work, item))
+                if len(at_work) > lanes:
+                    yield at_work.popleft().result()
+            while at_work:
+                yield at_work.popleft().result()
+        finally:
+            for left in at_work:
+                left.cancel()

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.overlap import made_ahead
+from pipeline.overlap import in_lanes, made_ahead
 
 
 @given(items=st.lists(st.integers(), max_size=30), depth=st.integers(0, 5))
@@ -88,3 +88,37 @@ def _closable(closed: list[bool]) -> Iterator[int]:
             number += 1
     finally:
         closed.append(True)
+
+
+@given(items=st.lists(st.integers(), max_size=20), lanes=st.integers(1, 4))
+@settings(max_examples=30)
+def test_lanes_give_each_result_in_order(items, lanes):
+    assert list(in_lanes(lambda item: 2 * item, items, lanes)) == [2 * item for item in items]
+
+
+def test_lanes_work_at_once_and_each_begins_first():
+    together, begun = threading.Barrier(3, timeout=10), threading.Semaphore(0)
+    list(in_lanes(lambda _: together.wait(), range(6), 3, begin=begun.release))  # a barrier of three breaks with fewer
+    assert all(begun.acquire(blocking=False) for _ in range(3))
+
+
+def test_lanes_take_one_item_more_than_they_work_at():
+    seen: list[int] = []
+    results = in_lanes(lambda item: item, _noted(100, seen), 2)
+    assert next(results) == 0
+    assert len(seen) == 3
+    results.close()
+
+
+def test_what_work_raises_comes_after_the_results_before_it():
+    results = in_lanes(lambda item: 6 // (3 - item), range(6), 2)
+    assert [next(results) for _ in range(3)] == [2, 3, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_what_the_items_raise_comes_too_and_no_lane_is_left():
+    before = threading.active_count()
+    with pytest.raises(KeyError, match="third"):
+        list(in_lanes(lambda item: item, _fails_after(3), 2))
+    assert threading.active_count() == before

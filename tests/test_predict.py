@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from pipeline.config import Network, Preprocessing
 from pipeline.errors import RejectReason, RunError
 from pipeline.manifest import Rules
 from pipeline.networks.model import new_network
+from pipeline.prediction import predict
 from pipeline.prediction.case_stream import KeyImages
 from pipeline.prediction.pooling import pool_cases
-from pipeline.prediction.predict import MIRRORS, ImageResult, TrainedModel, trained_model
+from pipeline.prediction.predict import BATCH, MIRRORS, ImageResult, TrainedModel, predict_files, trained_model
 from pipeline.prediction.prediction_tables import case_table, decide, image_table, probability_columns
 from pipeline.prepared.dataset import ImageFile, Prepared
 from pipeline.run import ModelFacts, findings_of, read_model, write_model
@@ -246,6 +248,25 @@ def test_key_images_are_those_of_the_highest_attention():
 
 def _prepared(number: int) -> Prepared:
     return Prepared(np.zeros((1, 2, 2), np.uint16), np.eye(2, 3), (2, 2), np.zeros((2, 2), np.uint8), None, str(number))
+
+
+def test_batches_side_by_side_say_what_they_say_one_after_another(monkeypatch: pytest.MonkeyPatch):
+    """To the last bit and in order, with failures among them; threads of torch are afterwards as many as before."""
+    model, levels, threads = _model(_facts()), _levels(3 * BATCH + 5), torch.get_num_threads()
+    files = [_file("case", number) for number in range(len(levels))]
+    outcomes = [
+        Failure(RejectReason.MALFORMED, "") if number % 7 == 3 else replace(_prepared(number), image=levels[number])
+        for number in range(len(levels))
+    ]
+    monkeypatch.setattr(predict, "prepare_all", lambda *_: iter(zip(files, outcomes, strict=True)))
+    alone, beside = (list(predict_files(model, files, workers=workers)) for workers in (0, 3))
+    assert [result.file for result in beside] == files
+    assert [result.failure for result in beside] == [result.failure for result in alone]
+    for one, other in zip(alone, beside, strict=True):
+        if one.failure is None:
+            np.testing.assert_array_equal(one.logits, other.logits)
+            np.testing.assert_array_equal(one.evidence, other.evidence)
+    assert torch.get_num_threads() == threads
 
 
 def test_a_model_of_before_is_refused_with_what_to_do(tmp_path: Path):

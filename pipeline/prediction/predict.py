@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from functools import partial
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from pipeline.errors import RejectReason, RunError
 from pipeline.networks.folding import fold_batch_norms
 from pipeline.networks.model import WEIGHTS_FILE, Classifier, Geometry, VolumeClassifier, blank_network
-from pipeline.overlap import made_ahead
+from pipeline.overlap import in_lanes, made_ahead
 from pipeline.prediction.explain import class_evidence, mirrored_back
 from pipeline.prediction.heatmap_methods import method_evidence, own_share
 from pipeline.prediction.pooling import image_probabilities
@@ -39,7 +40,7 @@ from pipeline.prepared.cache import PreparedImages
 from pipeline.prepared.dataset import ImageFile, Prepared, Preparer, prepare_all
 from pipeline.run import MODEL_FILE, ModelFacts, member_folders, read_model
 from pipeline.training.feed import standardised
-from pipeline.work import Failure
+from pipeline.work import Failure, default_workers
 from transforms.intensity import from_levels
 
 BATCH = 16
@@ -208,12 +209,37 @@ def predict_files(
     """
     preparer = Preparer(model.facts.preprocessing, keep_shown, stress)
     prepared_ahead = made_ahead(prepare_all(files, preparer, workers), 0 if workers == 0 else BATCH)
-    for batch in _batches(model, prepared_ahead, lambda item: item[0].case_id):
-        decoded = [(file, prepared) for file, prepared in batch if isinstance(prepared, Prepared)]
-        levels = np.stack([prepared.image for _, prepared in decoded]) if decoded else NOTHING
-        predicted = _results(model, levels, decoded)
-        for file, outcome in batch:
-            yield ImageResult(file, failure=outcome) if isinstance(outcome, Failure) else next(predicted)
+    batches = _batches(model, prepared_ahead, lambda item: item[0].case_id)
+    for results in _side_by_side(model, batches, default_workers() if workers is None else workers):
+        yield from results
+
+
+def predicted_batch(model: TrainedModel, batch: Sequence[tuple[ImageFile, Prepared | Failure]]) -> list[ImageResult]:
+    """One result for each image that was decoded or failed."""
+    decoded = [(file, prepared) for file, prepared in batch if isinstance(prepared, Prepared)]
+    levels = np.stack([prepared.image for _, prepared in decoded]) if decoded else NOTHING
+    predicted = _results(model, levels, decoded)
+    return [ImageResult(file, outcome) if isinstance(outcome, Failure) else next(predicted) for file, outcome in batch]
+
+
+def _side_by_side(
+    model: TrainedModel, batches: Iterator[list[tuple[ImageFile, Prepared | Failure]]], lanes: int
+) -> Iterator[list[ImageResult]]:
+    """Results batch by batch, in order. On the CPU as many batches at once as there are `lanes`, each by one thread: threads that share a
+    batch wait for each other wherever a worker process has the core of one of them. A GPU does one after the other, and so do methods of
+    heatmaps that hook into the network; a batch that is the only one has all threads.
+    """
+    first = list(islice(batches, 2))
+    if lanes < 2 or len(first) < 2 or model.device.type != "cpu" or model.facts.heatmap != "weights":
+        yield from (predicted_batch(model, batch) for batch in chain(first, batches))
+        return
+    threads = torch.get_num_threads()
+    try:
+        yield from in_lanes(
+            partial(predicted_batch, model), chain(first, batches), lanes, begin=lambda: torch.set_num_threads(1)
+        )
+    finally:
+        torch.set_num_threads(threads)  # of threads to come; this one's were never others
 
 
 def predict_prepared(model: TrainedModel, files: Sequence[ImageFile], images: PreparedImages) -> Iterator[ImageResult]:
