@@ -8,7 +8,6 @@ windows and sizes move the box little. Boxes are (first row, end row, first colu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -77,19 +76,20 @@ class Box(NamedTuple):
     column: int
     column_end: int
 
-    def grown(self, margin: float, shape: Sequence[int]) -> Box:
-        """By this fraction of its own sides to each side, within `shape` (rows, columns)."""
+    def grown(self, margin: float, within: Box) -> Box:
+        """By this fraction of its own sides to each side, within another box."""
         more = round(margin * (self.row_end - self.row)), round(margin * (self.column_end - self.column))
         return Box(
-            max(0, self.row - more[0]),
-            min(shape[0], self.row_end + more[0]),
-            max(0, self.column - more[1]),
-            min(shape[1], self.column_end + more[1]),
+            max(within.row, self.row - more[0]),
+            min(within.row_end, self.row_end + more[0]),
+            max(within.column, self.column - more[1]),
+            min(within.column_end, self.column_end + more[1]),
         )
 
 
-def find_region(picture: Picture, region: Region, aspect: float = 1.0) -> tuple[str, Box]:
-    """(what was found: lungs, body or image; its box). `aspect`: height of a pixel / its width."""
+def find_region(picture: Picture, region: Region, aspect: float = 1.0, margin: float = 0.0) -> tuple[str, Box]:
+    """(what was found: lungs, body or image; its box). `aspect`: height of a pixel / its width. `margin`: the box grows by this fraction
+    of its sides to each side, but never into a frame around the picture, which is no anatomy and differs between hospitals."""
     dark, bright = _ends(picture)
     if not bright > dark:
         return "image", Box(0, picture.shape[0], 0, picture.shape[1])
@@ -98,12 +98,13 @@ def find_region(picture: Picture, region: Region, aspect: float = 1.0) -> tuple[
     small = np.clip((_reduced(inside, aspect) - dark) / (bright - dark), 0.0, 1.0)
     found, box = _search(small, region)
     rows, columns = (side / cells for side, cells in zip(inside.shape, small.shape, strict=True))
-    return found, Box(
+    exact = Box(
         whole.row + math.floor(box.row * rows),
         whole.row + math.ceil(box.row_end * rows),
         whole.column + math.floor(box.column * columns),
         whole.column + math.ceil(box.column_end * columns),
     )
+    return found, exact.grown(margin, whole)
 
 
 def _ends(picture: Picture) -> tuple[float, float]:

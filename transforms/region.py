@@ -19,21 +19,22 @@ from monai.utils import TraceKeys, convert_to_tensor
 from transforms.anatomy_search import Box, Region, find_region
 from transforms.carry import numbers_of
 
-MARGIN = 0.02
-"""Of the region's sides, on each side of it."""
+MARGINS: Mapping[Region, float] = {"body": 0.0, "lungs": 0.02}
+"""Of the region's sides, on each side of it: beyond lungs is the chest wall, beyond the body only air, or a frame."""
 
 
 class RegionCropped(MapTransform, InvertibleTransform):
-    """(k, rows, columns) in 0-1 → the box of the body or of both lungs, with a margin; `inverse` puts it back among zeros.
+    """(k, rows, columns) in 0-1 → the box of the body or of both lungs, with a margin (`MARGINS`); `inverse` puts it back among zeros.
 
     Meta "region" then says what was found: without lungs the body, without a body the whole "image"; "cropped_at" is its first
     pixel. "padding" is cropped with it, and "aspect" (height of a pixel / width of a pixel) tells the search the proportions.
     """
 
     def __init__(
-        self, keys: KeysCollection, region: Region, margin: float = MARGIN, allow_missing_keys: bool = False
+        self, keys: KeysCollection, region: Region, margin: float | None = None, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        margin = MARGINS.get(region, 0.0) if margin is None else margin
         if region not in get_args(Region) or not 0 <= margin < 1:
             raise ValueError(
                 f"expected region body or lungs and a margin from 0 to below 1, found {region!r} and {margin!r}"
@@ -47,8 +48,8 @@ class RegionCropped(MapTransform, InvertibleTransform):
             if image.ndim != 3 or 0 in image.shape:
                 raise ValueError(f"expected an image (channels, rows, columns), found shape {tuple(image.shape)}")
             aspect = float(image.meta.get("aspect", 1.0)) if isinstance(image, MetaTensor) else 1.0
-            found, box = find_region(numbers_of(image).mean(axis=0), self.region, aspect)
-            result[key] = self._cropped(image, found, box.grown(self.margin, image.shape[1:]))
+            found, box = find_region(numbers_of(image).mean(axis=0), self.region, aspect, self.margin)
+            result[key] = self._cropped(image, found, box)
         return result
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -292,9 +292,23 @@ def test_cropping_keeps_place_padding_and_aspect():
     assert to_source([[0, 0]], index_affine(cropped)).tolist() == [[row, column]]
 
 
+@pytest.mark.parametrize("name", ["frame_black", "frame_white", "frame_gray"])
+def test_the_margin_never_reaches_into_a_frame(name):
+    """Of a picture whose edges cut the lungs: a rim of the frame would tell one hospital from another."""
+    pixels = Pixels(_shown(_slice()), PixelUnit.FRACTION)
+    lungs = find_region(pixels.values, "lungs")[1]
+    cut = pixels.values[lungs.row + 8 : lungs.row_end - 8, lungs.column + 8 : lungs.column_end - 8]
+    framed = STRESSES[name].apply(Pixels(cut, PixelUnit.FRACTION)).values
+    off = [(large - small) // 2 for large, small in zip(framed.shape, cut.shape, strict=True)]
+    found, box = find_region(framed, "lungs", margin=0.1)
+    assert found == find_region(cut, "lungs", margin=0.1)[0]
+    assert (box.row >= off[0], box.column >= off[1]) == (True, True)
+    assert (box.row_end <= off[0] + cut.shape[0], box.column_end <= off[1] + cut.shape[1]) == (True, True)
+
+
 def test_the_margin_is_a_part_of_the_box_within_the_image():
     box = Box(10, 60, 0, 100)
-    assert box.grown(0.1, (64, 120)) == Box(5, 64, 0, 110)
+    assert box.grown(0.1, Box(0, 64, 0, 120)) == Box(5, 64, 0, 110)
     close, wide = (RegionCropped("image", "lungs", margin)(_ranged(_slice()))["image"] for margin in (0.0, 0.1))
     assert [round(1.2 * side) for side in close.shape[1:]] == pytest.approx(list(wide.shape[1:]), abs=1)
 
