@@ -43,10 +43,11 @@ def test_without_the_extra_it_is_said_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["index", str(tmp_path), "--out", str(tmp_path / "out"), "--engine", "ray"]) == 2
+    (tmp_path / "export").mkdir()
+    assert main(["index", str(tmp_path / "export"), "--out", str(tmp_path / "out"), "--engine", "ray"]) == 2
     assert "pip install 'radloop[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="radloop\\[ray\\]"):
+    with pytest.raises(ConfigError, match=r"radloop\[ray\]"):
         infer(tmp_path / "run", str(tmp_path), tmp_path / "out", engine="ray")
     with pytest.raises(ConfigError, match="expected one of local, ray"):
         infer(tmp_path / "run", str(tmp_path), tmp_path / "out", engine="dask")
@@ -171,7 +172,7 @@ def test_reading_ahead_is_bounded(cluster: Any):
 def test_a_node_without_the_storage_is_an_error_that_names_it(cluster: Any, tmp_path: Path):
     with (
         ClusterPool(Budget(timeout_s=20.0, places=(str(tmp_path / "gone"),))) as pool,
-        pytest.raises(SourceError, match="gone.*not there on the cluster's node"),
+        pytest.raises(SourceError, match=r"gone.*not there on the cluster's node"),
     ):
         list(pool.run_each(behave, [1]))
 
