@@ -12,7 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError, RadloopError, SourceError
 from pipeline.progress import say
-from pipeline.work import AHEAD, Failure, WorkerPool
+from pipeline.work import AHEAD, Failure, WorkerPool, preloaded
 
 LOCAL, RAY = "local", "ray"
 ENGINES = (LOCAL, RAY)
@@ -61,7 +61,7 @@ class Budget:
     timeout_s: float
     memory_bytes: int | None = None
     preload: tuple[str, ...] = ()
-    places: tuple[str, ...] = field(default=())
+    places: tuple[str, ...] = ()
 
 
 def check_engine(engine: str) -> None:
@@ -178,10 +178,11 @@ class ClusterPool:
         task = load_ray().remote(run_chunk).options(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")
         ahead = AHEAD * max(1, round(sum(node.cpus for node in nodes())))
         chunks = _chunks(items, chunk * CHUNKS_A_TASK)
+        budget = replace(self.budget, preload=(*self.budget.preload, *preloaded()))
         pending: deque[tuple[list[Item], Any]] = deque()
 
         def begin(some: list[Item]) -> Any:
-            return task.remote(function, some, self.budget, chunk)
+            return task.remote(function, some, budget, chunk)
 
         try:
             while True:

@@ -360,6 +360,11 @@ def preload(module: str) -> None:
         _heavy_modules.append(module)
 
 
+def preloaded() -> tuple[str, ...]:
+    """What `preload` was told, for processes elsewhere."""
+    return tuple(_heavy_modules)
+
+
 def _modules_of(function: Callable[..., Any], preload: tuple[str, ...]) -> tuple[str, ...]:
     while isinstance(function, functools.partial):
         function = function.func
