@@ -49,7 +49,9 @@ def compare(folder: Path, options: argparse.Namespace) -> int:
     write_slices(folder / "slices", options.images, SIDE)
     write_slices(folder / "few slices", WARM_UP, SIDE)
     write_run(folder / "run", options.architecture, options.size)
-    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}; {options.architecture}, {options.size}")
+    print(
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}; {options.architecture}, {options.size}"
+    )
     same = True
     index_rates: Rates = {}
     infer_rates: Rates = {}

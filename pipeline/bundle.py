@@ -1,8 +1,8 @@
 """A run as a MONAI bundle: what others load without radloop's command, and give back to it.
 
-OUT gets `configs/` (metadata, inference), `models/` (the model as radloop has it, its state dict, and the whole model as TorchScript) and
-`docs/`. TorchScript is compared with radloop's own prediction before OUT is there. `python -m monai.bundle run` then predicts with
-radloop's transforms, `radloop infer OUT SOURCE` as of the run itself: it is the same model, of the same digest.
+OUT gets `configs/` (metadata, inference), `models/` (the model as radloop has it, its state dict, and the whole model as TorchScript, if
+asked for as ONNX, too) and `docs/`. Both are compared with radloop's own prediction before OUT is there. `python -m monai.bundle run` then
+predicts with radloop's transforms, `radloop infer OUT SOURCE` as of the run itself: it is the same model, of the same digest.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import io
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.files import write_whole
 from pipeline.networks.model import WEIGHTS_FILE, Classifier
 from pipeline.prediction.bundled import META_KEY, SCRIPT_FILE, WholeModel
+from pipeline.prediction.exported import ONNX_INPUT, ONNX_OUTPUT, Exported, as_onnx, as_torchscript, require_onnx
 from pipeline.prediction.predict import load_networks, trained_model
 from pipeline.prepared.dataset import windows_of
 from pipeline.run import (
@@ -43,14 +43,18 @@ from transforms.levels import LEVELS, from_levels
 TOLERANCE = 1e-5
 """Of a probability: float32 rounds the layers of a network, folded or not, to some 1e-6 of one."""
 TRIED_IMAGES = 3
+ONNX_FILE = "model.onnx"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 PACKAGES = ("pytorch-ignite", "safetensors", "pydicom", "imagecodecs", "pandas", "timm", "scikit-image")
 _CODE = ("$", "@", "%")
 """A text that begins so is run, looked up or replaced by MONAI's configurations."""
 
 
-def bundle(run: Path, out: Path) -> list[str]:
-    """Writes the bundle of `run` to `out`; what there is to say of it. ConfigError for a model that no bundle can hold."""
+def bundle(run: Path, out: Path, *, onnx: bool = False) -> list[str]:
+    """Writes the bundle of `run` to `out`; what there is to say of it. ConfigError for a model that no bundle can hold. `onnx`: the
+    whole model as ONNX, too."""
+    if onnx:
+        require_onnx()
     facts = read_model(run)
     read_config(run)  # which inference needs: said now where it is damaged
     _refuse(facts)
@@ -58,26 +62,31 @@ def bundle(run: Path, out: Path) -> list[str]:
         raise ConfigError(f"{out}: expected a folder that is empty or not there yet, found something in it")
     network = load_networks(run, facts)[0]
     assert isinstance(network, Classifier)
-    script, difference = _script(network, facts)
+    ways = {SCRIPT_FILE: as_torchscript} | ({ONNX_FILE: as_onnx} if onnx else {})
+    exported = list(_exported(network, facts, ways))
     state = io.BytesIO()
     torch.save(network.state_dict(), state)
     aside = out.with_name(f".{out.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     models = aside / BUNDLE_MODELS
-    write_whole(models / SCRIPT_FILE, script)
+    for name, content, _ in exported:
+        write_whole(models / name, content)
     write_whole(models / "model.pt", state.getvalue())
     for name in (WEIGHTS_FILE, MODEL_FILE, CONFIG_FILE):
         shutil.copyfile(run / name, models / name)
     write_whole(aside / BUNDLE_METADATA, _json(_metadata(facts)))
     write_whole(aside / "configs/inference.json", _json(_inference(facts)))
-    write_whole(aside / "docs/README.md", _readme(facts))
+    write_whole(aside / "docs/README.md", _readme(facts, onnx=onnx))
     write_whole(aside / "LICENSE", _license(facts))
     if out.exists():
         out.rmdir()
     os.replace(aside, out)
     return [
         f"bundle: {out}, model {facts.name}, digest {facts.digest}",
-        f"TorchScript and radloop differ by {difference:.1g} at most ({TRIED_IMAGES} images of noise)",
+        *(
+            f"{name} and radloop differ by {difference:.1g} at most ({TRIED_IMAGES} images of noise)"
+            for name, _, difference in exported
+        ),
         _command(str(out)),
     ]
 
@@ -93,26 +102,23 @@ def _refuse(facts: ModelFacts) -> None:
     raise ConfigError(f"a bundle holds one network that predicts single images; this model is of {found}")
 
 
-def _script(network: Classifier, facts: ModelFacts) -> tuple[bytes, float]:
-    """The whole model as TorchScript, and how far it is from radloop's own prediction; RunError where that is too far."""
+def _exported(
+    network: Classifier, facts: ModelFacts, ways: Mapping[str, Callable[[WholeModel, torch.Tensor], Exported]]
+) -> Iterator[tuple[str, bytes, float]]:
+    """The whole model by each of `ways` (name of the file → what makes it), and how far it is from radloop's own prediction; RunError where
+    that is too far."""
     network.eval()
     shape = (TRIED_IMAGES, facts.preprocessing.channels, *[facts.preprocessing.size] * 2)
     levels = np.random.default_rng(0).integers(0, LEVELS + 1, shape, dtype=np.uint16)
     images = torch.from_numpy(from_levels(levels))
     images = images.expand(-1, facts.network.channels, -1, -1).contiguous()
     expected = trained_model([network], facts, torch.device("cpu"), fold=False).predict(levels).probabilities
-    content = io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of numbers that a trace fixes: the comparison is of another batch than was traced
-        module = torch.jit.trace(WholeModel(network, facts).eval(), images[:1], check_trace=False)
-        torch.jit.save(module, content)
-        found = module(images).numpy()
-    difference = float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE:
-        raise RunError(f"TorchScript of {facts.network.architecture} differs from the network by {difference:.1g}")
-    return content.getvalue(), difference
+    for name, way in ways.items():
+        made = way(WholeModel(network, facts), images)
+        difference = float(np.abs(made.probabilities - expected).max())
+        if not difference <= TOLERANCE:
+            raise RunError(f"{name} of {facts.network.architecture} differs from the network by {difference:.1g}")
+        yield name, made.content, difference
 
 
 def _inference(facts: ModelFacts) -> dict[str, Any]:
@@ -244,7 +250,7 @@ def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _readme(facts: ModelFacts) -> str:
+def _readme(facts: ModelFacts, *, onnx: bool) -> str:
     side, channels = facts.preprocessing.size, facts.network.channels
     lines = [
         f"# {facts.name}",
@@ -253,7 +259,8 @@ def _readme(facts: ModelFacts) -> str:
         f"{', '.join(facts.classes)}. Model digest `{facts.digest}`: DICOM objects that radloop writes name the model by it.",
         f"- `models/{SCRIPT_FILE}`: the whole model as TorchScript, prepared images (b, {channels}, {side}, {side}) in 0-1 to calibrated "
         "probabilities (b, classes)\n"
-        f"- `models/model.pt`: the network's state dict\n"
+        + (f"- `models/{ONNX_FILE}`: the same as ONNX, `{ONNX_INPUT}` to `{ONNX_OUTPUT}`\n" if onnx else "")
+        + f"- `models/model.pt`: the network's state dict\n"
         f"- `models/{WEIGHTS_FILE}`, `{MODEL_FILE}`, `{CONFIG_FILE}`: the same as radloop reads it",
         "With radloop installed:",
         f"```sh\n{_command('.')}\n```",

@@ -180,6 +180,9 @@ def _add_model_commands(commands: Commands) -> None:
     )
     bundle.add_argument("run", type=Path, metavar="RUN", help="a run folder of radloop train")
     bundle.add_argument("out", type=Path, metavar="OUT", help="the bundle: a folder that is empty or not there yet")
+    bundle.add_argument(
+        "--onnx", action="store_true", help="the whole model as ONNX, too (pip install 'radloop[onnx]')"
+    )
 
 
 def _add_network_commands(commands: Commands) -> None:
@@ -528,7 +531,7 @@ def _infer(options: argparse.Namespace) -> int:
 def _bundle(options: argparse.Namespace) -> int:
     from pipeline.bundle import bundle
 
-    print("\n".join(bundle(options.run, options.out)))
+    print("\n".join(bundle(options.run, options.out, onnx=options.onnx)))
     return DONE
 
 

@@ -18,9 +18,13 @@ from pydicom import dcmread
 
 from pipeline.bundle import TOLERANCE, bundle
 from pipeline.cli import main
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
 from pipeline.infer import infer
+from pipeline.prediction import exported
+from pipeline.prediction.bundled import WholeModel
+from pipeline.prediction.predict import load_model
 from pipeline.run import MODEL_FILE, read_model, run_folder
+from transforms.levels import from_levels
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -98,6 +102,38 @@ def test_weights_load_without_code(bundled: Path, looped: Path):
     inference = (bundled / "configs/inference.json").read_text()
     assert inference.count("$") == 1
     assert '"$@evaluator.run()"' in inference
+
+
+def test_onnx_says_what_radloop_says(looped: Path, tmp_path: Path):
+    """Of prepared images, in a batch of any size, by ONNX Runtime from the file alone."""
+    runtime = pytest.importorskip("onnxruntime")
+    assert main(["bundle", str(looped / "run"), str(tmp_path / "out"), "--onnx"]) == 0
+    assert "model.onnx" in (tmp_path / "out/docs/README.md").read_text()
+    model = load_model(looped / "run")
+    session = runtime.InferenceSession(tmp_path / "out/models/model.onnx", providers=["CPUExecutionProvider"])
+    side = model.facts.preprocessing.size
+    for count in (1, 5):
+        levels = np.random.default_rng(count).integers(0, 65536, (count, 1, side, side), dtype=np.uint16)
+        [found] = session.run(["probabilities"], {"images": from_levels(levels)})
+        assert np.abs(found - model.predict(levels).probabilities).max() <= TOLERANCE
+
+
+def test_without_its_packages_onnx_is_one_message(looped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exported, "ONNX_PACKAGES", ("onnx", "onnx_that_is_not_there"))
+    with pytest.raises(ConfigError, match=r"onnx_that_is_not_there: pip install 'radloop\[onnx\]'"):
+        bundle(looped / "run", tmp_path / "out", onnx=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_differs_from_the_network_is_not_written(looped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def off(model: WholeModel, images: torch.Tensor) -> exported.Exported:
+        made = exported.as_torchscript(model, images)
+        return exported.Exported(made.content, made.probabilities + np.float32(1e-4))
+
+    monkeypatch.setattr("pipeline.bundle.as_torchscript", off)
+    with pytest.raises(RunError, match=r"model\.ts of .* differs"):
+        bundle(looped / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_something_in_it_is_left_alone(looped: Path, tmp_path: Path):

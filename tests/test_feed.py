@@ -47,6 +47,24 @@ def test_another_seed_or_epoch_gives_others():
         assert not torch.equal(torch.cat([inputs for inputs, _ in other]), first)
 
 
+def test_from_a_plain_epoch_on_images_only_move():
+    """Items that come again in a balanced epoch, too."""
+    still = Augmentations(gamma=0.9, blur=1.0, noise=0.2)
+    images, plain = (replace(labelled(32, 5, one), plain_from=3) for one in (still, Augmentations()))
+    as_they_are = torch.cat([inputs for inputs, _ in _epoch(plain, 3)])
+    for epoch in (1, 2, 3, 4):
+        seen = torch.cat([inputs for inputs, _ in _epoch(images, epoch)])
+        assert torch.allclose(seen.sum(), as_they_are.sum(), atol=1e-2) == (epoch >= 3)
+    again = [(3 + EPOCHS_APART, 0), (3, 1)]
+    assert images[again]["plain"]
+    assert not images[[(2 + EPOCHS_APART, 0)]]["plain"]
+    moved = replace(labelled(32, 5, Augmentations(flip_horizontal=1.0)), plain_from=1)
+    batch = moved[[(1, 0)]]
+    flipped, _ = moved.input(batch, torch.device("cpu"))
+    unflipped, _ = plain.input(plain[[(1, 0)]], torch.device("cpu"))
+    assert torch.equal(flipped, unflipped.flip(-1))
+
+
 def test_an_epoch_is_every_image_once_but_for_a_single_one_left_over():
     for count, batches in ((33, 4), (32, 4), (34, 5)):
         sampler = _sampler(count, 8)

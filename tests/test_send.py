@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import shutil
 import socket
@@ -29,6 +30,7 @@ from pipeline.send import SENT_FILE, Commitment, send
 from tests.pacs.certificates import Certificates
 from tests.pacs.orthanc import AET, Orthanc, free_port
 from tests.pacs.peers import UNCOMPRESSED, Archive, running_archive
+from tests.pacs.web import WebArchive, running_web
 from tests.sources import SOURCES, ct
 
 pytest_plugins = ["tests.pacs.fixtures"]
@@ -237,6 +239,24 @@ def test_tls_with_client_certificates(out: Path, certificates: Certificates):
         (out / SENT_FILE).unlink()
         assert send(out, peer, tls=Tls(certificates.ca), **how).left == 3  # type: ignore[arg-type]
         assert send(out, peer, tls=Tls(), **how).left == 3  # type: ignore[arg-type]
+
+
+def test_https_with_client_certificates_and_a_password(
+    out: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+):
+    """The password goes to nobody whose certificate is not signed by whom we trust."""
+    monkeypatch.setenv("RADLOOP_PACS_USER", "radloop")
+    monkeypatch.setenv("RADLOOP_PACS_PASSWORD", "a-secret")
+    with running_web(WebArchive(lambda _: (200, "application/dicom+json", b"{}")), certificates.server()) as archive:
+        for untrusted in (Tls(certificates.ca), Tls()):
+            with pytest.raises(PeerError, match="certificate"):
+                send(out, archive.url, tls=untrusted, patience=HURRIED, progress=False)
+        assert archive.asked == []
+        ours = Tls(certificates.ca, certificates.certificate, certificates.key)
+        assert send(out, archive.url, tls=ours, patience=HURRIED, progress=False).failed == 0
+        expected = "Basic " + base64.b64encode(b"radloop:a-secret").decode()
+        assert {one.headers["Authorization"] for one in archive.asked} == {expected}
+    assert "a-secret" not in (out / SENT_FILE).read_text()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ of its data. Images are (batch, channels, rows, columns); levels uint16, half th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ class Levels(Protocol):
 class LabelledImages(Dataset[Batch]):
     """One split: positions `rows` (n,) of `images` with their labels, (n,) or (n, k), and how they become network input.
 
-    With `augmentation` each (seed, epoch, item) has its own variant.
+    With `augmentation` each (seed, epoch, item) has its own variant; from the epoch `plain_from` on it only moves.
     """
 
     images: Levels
@@ -79,6 +79,7 @@ class LabelledImages(Dataset[Batch]):
     std: tuple[float, ...]
     augmentation: Augmentations = _NO_AUGMENTATION
     seed: int = 0
+    plain_from: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,6 +96,7 @@ class LabelledImages(Dataset[Batch]):
         return batch | {
             "numbers": _numbers(self.seed, epochs, items),
             "noise_seed": noise_seed(self.seed, int(epochs[0]), items),
+            "plain": is_plain(int(epochs[0]), self.plain_from),
         }
 
     def input(
@@ -103,7 +105,7 @@ class LabelledImages(Dataset[Batch]):
         """MONAI's `prepare_batch`: the network's input, channels last, and the labels, on the device."""
         images = from_levels(batch["levels"].to(device, non_blocking=non_blocking))
         if "numbers" in batch:
-            drawn = draw(self.augmentation, np.asarray(batch["numbers"]))
+            drawn = draw(only_moved(self.augmentation, batch["plain"]), np.asarray(batch["numbers"]))
             images = augment_batch(images, drawn, noise_seed=batch["noise_seed"])
         return standardised(images, self.mean, self.std), batch["label"].to(device, non_blocking=non_blocking)
 
@@ -117,6 +119,16 @@ class LabelledImages(Dataset[Batch]):
         # Without a generator of its own it draws from torch's, and how often depends on the workers: dropout would draw other numbers.
         ahead["generator"] = torch.Generator()
         return DataLoader(self, batch_size=None, sampler=batches, num_workers=count, pin_memory=on_gpu, **ahead)
+
+
+def is_plain(epoch: int, plain_from: int | None) -> bool:
+    """Whether `epoch` of a pair (from 1, more where an item comes again) is one in which images only move."""
+    return plain_from is not None and epoch % EPOCHS_APART >= plain_from
+
+
+def only_moved(augmentation: Augmentations, plain: bool) -> Augmentations:
+    """What varies an image; in a plain epoch its place alone."""
+    return replace(augmentation, plain=1.0) if plain else augmentation
 
 
 @dataclass(frozen=True)

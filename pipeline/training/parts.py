@@ -29,6 +29,7 @@ from pipeline.prepared.dataset import ImageFile, Preparer, image_files, input_st
 from pipeline.run import DATA_FILE
 from pipeline.training.bags import LabelledBags, positions_by_case
 from pipeline.training.feed import LabelledImages, TrainingData
+from pipeline.training_settings import Training
 from transforms.augment import Augmentations
 
 CACHE_FOLDER = "cache"
@@ -94,6 +95,7 @@ def training_images(config: Config, manifest: Manifest, part: Part, *, varied: b
         *statistics,
         augmentation=_augmentation(config, varied),
         seed=config.seed,
+        plain_from=_plain_from(config.training),
     )
 
 
@@ -109,11 +111,17 @@ def _bags(config: Config, manifest: Manifest, part: Part, *, varied: bool) -> La
         bag_size=network.bag_size if varied or network.pooling == "volume" else None,
         augmentation=_augmentation(config, varied),
         seed=config.seed,
+        plain_from=_plain_from(config.training),
     )
 
 
 def _augmentation(config: Config, varied: bool) -> Augmentations:
     return Augmentations(**config.augmentation.model_dump()) if varied else Augmentations()
+
+
+def _plain_from(training: Training) -> int | None:
+    """The first of the epochs in which images only move."""
+    return training.epochs - training.plain_epochs + 1 if training.plain_epochs else None
 
 
 def _labels(names: pd.Series, manifest: Manifest, split: str) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ class WebArchive:
 
 
 @contextmanager
-def running_web(archive: WebArchive) -> Iterator[WebArchive]:
+def running_web(archive: WebArchive, tls: ssl.SSLContext | None = None) -> Iterator[WebArchive]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -54,8 +55,10 @@ def running_web(archive: WebArchive) -> Iterator[WebArchive]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)  # in its thread
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    archive.url = f"http://127.0.0.1:{server.server_address[1]}/dicom-web"
+    archive.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}/dicom-web"
     try:
         yield archive
     finally:
