@@ -31,6 +31,8 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 ATTEMPTS = 4
 """How often a task is begun by us; within each Ray itself tries `RETRIES` times more where a node died."""
 RETRIES = 3
+PROCESSES_A_CPU = 3
+"""Of Ray, at most: tasks claim half a CPU, and there are the models."""
 CHUNKS_A_TASK = 4
 """Ray takes about a millisecond a task, a worker's pipe some microseconds a chunk."""
 
@@ -97,9 +99,12 @@ def connected(cpus: int | None = None) -> Iterator[None]:
     address = os.environ.get(ADDRESS_VARIABLE, "local")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
+        cpus = max(1, cpus or _cores())
         # Ray's processes give way to all others by default: here they are the work itself, as the local engine's are.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        options |= {"num_cpus": max(1, cpus or _cores()), "include_dashboard": False}
+        # Beyond one a CPU Ray ends them when they are idle for a second: the next would import torch again.
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(PROCESSES_A_CPU * cpus))
+        options |= {"num_cpus": cpus, "include_dashboard": False}
     _silence(ray)
     try:
         ray.init(address=address, **options)
