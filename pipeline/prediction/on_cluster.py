@@ -114,6 +114,7 @@ def parts_on_cluster(
             except Lost as lost:
                 tell_lost(f"part {work.part.number}", work.attempt, lost)
                 models.forget_the_dead({batch.model for batch, _, _ in work.pieces if batch.model})
+                models.relieve(work)
                 again.append(work)
             else:
                 models.relieve(work)
@@ -277,7 +278,7 @@ class _Models:
         raise RadloopError(f"expected nodes with {kind} in the cluster, found none for {NODES_WAIT_S:.0f} s")
 
     def relieve(self, work: _Work) -> None:
-        """Its batches are through."""
+        """Its batches are through, or lost."""
         for batch, _, _ in work.pieces:
             if batch.model is not None:
                 batch.model.busy -= 1
