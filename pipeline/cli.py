@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pipeline import __version__
+from pipeline.cluster import ENGINES, LOCAL
 from pipeline.errors import ConfigError, RadloopError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -67,6 +68,7 @@ def _add_data_commands(commands: Commands) -> None:
         metavar="DIR",
         help="for index.parquet, rejects.csv, stacks.csv, summary.json",
     )
+    _add_engine(index)
     _add_root(index)
 
     audit = _command(
@@ -170,6 +172,7 @@ def _add_model_commands(commands: Commands) -> None:
         metavar="OLD",
         help="OUT of an earlier inference: its objects that are not made again are retracted by rejection notes",
     )
+    _add_engine(infer)
     _add_root(infer)
 
     bundle = _command(
@@ -412,6 +415,15 @@ def _command(
     return command
 
 
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=LOCAL,
+        help="local: processes of this machine (the default); ray: a Ray cluster with shared storage, that of RAY_ADDRESS",
+    )
+
+
 def _add_root(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--root", type=Path, metavar="DIR", help="where a manifest's relative paths begin (or set RADLOOP_DATA)"
@@ -421,14 +433,17 @@ def _add_root(command: argparse.ArgumentParser) -> None:
 def _index(options: argparse.Namespace) -> int:
     from pipeline.work import start_server
 
-    start_server(("pipeline.indexing.header_jobs", "pipeline.indexing.entries"))  # while this process imports the rest
+    if options.engine == LOCAL:
+        start_server(
+            ("pipeline.indexing.header_jobs", "pipeline.indexing.entries")
+        )  # while this process imports the rest
     from pipeline.indexing.inventory import take_inventory
     from pipeline.indexing.sources import open_source
     from pipeline.indexing.summary import summary_text
 
     opened = open_source(options.source, options.root)
     opened.refuse_output(options.out)
-    summary = take_inventory(opened.places, options.out, key=opened.key(), progress=True)
+    summary = take_inventory(opened.places, options.out, key=opened.key(), engine=options.engine, progress=True)
     print(summary_text(summary))
     print(f"tables: {options.out}")
     return DONE
@@ -506,6 +521,7 @@ def _infer(options: argparse.Namespace) -> int:
         strict_scope=options.strict_scope,
         replaces=options.replaces,
         root=options.root,
+        engine=options.engine,
     )
     print("\n".join(summary.lines()))
     print(f"tables and objects: {options.out}")

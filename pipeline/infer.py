@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 import pipeline
+from pipeline.cluster import LOCAL, RAY, check_engine, connected
 from pipeline.cohort.cases import Cases, group_images
 from pipeline.errors import ConfigError
 from pipeline.files import alone
 from pipeline.indexing.index import Index
 from pipeline.indexing.sources import open_source
 from pipeline.overlap import made_ahead
-from pipeline.prediction.case_stream import CaseOfResults, cases_of
-from pipeline.prediction.deliver import Delivered, Delivery
+from pipeline.prediction.case_stream import cases_of
+from pipeline.prediction.deliver import WRITE_MEMORY_BYTES, WRITE_TIMEOUT_S, Delivery, Through, delivered_each
 from pipeline.prediction.inference_parts import Counts, Ledger, Part, parts_of
-from pipeline.prediction.predict import BATCH, ImageResult, TrainedModel, load_model, predict_files
+from pipeline.prediction.predict import BATCH, TrainedModel, load_model, predict_files
 from pipeline.prediction.prediction_tables import case_table, image_table
 from pipeline.prediction.retraction import read_replaced, retract
 from pipeline.prediction.scope import marked_formats, scope_reason
@@ -32,14 +37,7 @@ from pipeline.prepared.dataset import ImageFile, image_files
 from pipeline.profile_settings import KINDS, Kind, load_profile
 from pipeline.progress import track
 from pipeline.run import read_config, run_folder, write_table
-from pipeline.work import Failure, default_workers, run_each
-
-WRITE_TIMEOUT_S = 900.0
-"""A case's objects take a second; of a series of thousands of slices minutes."""
-WRITE_MEMORY_BYTES = 8 * 2**30
-"""Above a worker's own size: a float map of 2,000 slices of 512 x 512 is 2 GB, and is copied on its way to the disk."""
-CASES_A_TURN = 2
-"""Cases that a writer takes at once."""
+from pipeline.work import WorkerPool, default_workers
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,7 @@ def infer(
     strict_scope: bool = False,
     replaces: Path | None = None,
     root: Path | None = None,
+    engine: str = LOCAL,
     workers: int | None = None,
     progress: bool = True,
 ) -> InferenceSummary:
@@ -107,25 +106,38 @@ def infer(
 
     `write`: kinds of objects, by default those of the profile; none for tables alone. `profile`: a site's, in place of the run's own.
     `strict_scope`: no object for a case outside the model's scope. `replaces`: OUT of an earlier inference, whose objects of the same
-    studies are retracted where they are not made again. `workers`: processes each for decoding and writing; 0: all in this one.
+    studies are retracted where they are not made again. `engine`: local, or ray (`cluster`), with the same tables and objects.
+    `workers`: processes each for decoding and writing; 0: all in this one; of a Ray that is started here: its CPUs.
     """
-    run = run_folder(run)
+    check_engine(engine)
+    run, how = run_folder(run), _How(engine, workers, progress)
     output = read_config(run).output.model_copy(update={"profile": profile} if profile else {})
     site = load_profile(output.profile)
     kinds = _kinds(site.write if write is None else write)
     replaced = read_replaced(replaces) if replaces is not None else None
-    model = load_model(run)
+    on_ray = engine == RAY
+    model = load_model(run, torch.device("cpu") if on_ray else None)
     opened = open_source(source, root)
     opened.refuse_output(out)
-    index = opened.index(progress=progress)
-    grouped = _grouped(index, model, opened.manifest.facts if opened.manifest else {})
-    delivery = Delivery(out, model.facts, model.geometry, site, kinds, output, strict_scope)
-    with alone(out, "infers into"):
-        counts, unmade = _predict_and_deliver(model, index, grouped, delivery, workers, progress)
-        retracted = retract(replaced, out, delivery.algorithm, site) if replaced is not None else 0
-        write_table(out / "rejects.csv", index.rejects)
-        write_table(out / "exclusions.csv", grouped.exclusions)
+    with connected(workers) if on_ray else nullcontext():
+        index = opened.index(engine=engine, progress=progress)
+        grouped = _grouped(index, model, opened.manifest.facts if opened.manifest else {})
+        delivery = Delivery(out, model.facts, model.geometry, site, kinds, output, strict_scope)
+        with alone(out, "infers into"):
+            counts, unmade = _predict_and_deliver(run, model, index, grouped, delivery, how)
+            retracted = retract(replaced, out, delivery.algorithm, site) if replaced is not None else 0
+            write_table(out / "rejects.csv", index.rejects)
+            write_table(out / "exclusions.csv", grouped.exclusions)
     return InferenceSummary(counts, len(index.rejects), len(grouped.exclusions), retracted, unmade)
+
+
+@dataclass(frozen=True)
+class _How:
+    """By what the work is done; it changes no result."""
+
+    engine: str
+    workers: int | None
+    progress: bool
 
 
 def _kinds(wanted: Sequence[str]) -> tuple[Kind, ...]:
@@ -143,52 +155,50 @@ def _grouped(index: Index, model: TrainedModel, facts: dict[str, str]) -> Cases:
 
 
 def _predict_and_deliver(
-    model: TrainedModel, index: Index, grouped: Cases, delivery: Delivery, workers: int | None, progress: bool
+    run: Path, model: TrainedModel, index: Index, grouped: Cases, delivery: Delivery, how: _How
 ) -> tuple[Counts, Counter[tuple[str, str]]]:
     """Every part that is not done yet: decoded, predicted and written at once, its rows kept; then the tables."""
     parts = list(parts_of(grouped.images, _identity(delivery)))
     ledger = Ledger(delivery.out, parts)
     due = [part for part in parts if not ledger.has(part)]
-    files = (file for part in due for file in _files(part, grouped, index))
-    results = predict_files(model, files, keep_shown=bool(delivery.kinds), workers=workers)
-    count = sum(part.last_image - part.first_image for part in due)
-    results = track(results, "inferring", count, show=progress)
-    cases = cases_of(model, results, delivery.output.key_images, _out_of_scope(grouped, model))
-    writers = default_workers() if workers is None else workers
-    through = _delivered(made_ahead(cases, BATCH if writers else 0), delivery, writers)
-    for part in due:
-        done = list(islice(through, part.cases))
+    outside, files_of = _out_of_scope(grouped, model), partial(_files, grouped=grouped, index=index)
+    if how.engine == RAY:
+        from pipeline.prediction.on_cluster import parts_on_cluster
+
+        done = parts_on_cluster(run, model, due, files_of, delivery, outside, list(index.roots.values()))
+        count = sum(part.images for part in due)
+        done = track(done, "inferring", count, show=how.progress, size=lambda one: one[0].images)
+    else:
+        done = _parts_here(model, due, files_of, delivery, outside, how)
+    for part, cases in done:
         of_images = grouped.images.iloc[part.first_image : part.last_image].reset_index(drop=True)
         of_cases = grouped.cases.iloc[part.first_case : part.last_case].reset_index(drop=True)
-        told = [result for one in done for result in one.results]
+        told = [result for one in cases for result in one.results]
         images = image_table(of_images, told, model)
         ledger.keep(
-            part, images, case_table(of_cases, images, told, model), [(one.case_id, one.delivered) for one in done]
+            part, images, case_table(of_cases, images, told, model), [(one.case_id, one.delivered) for one in cases]
         )
     return ledger.finish() if parts else (_no_tables(grouped, model, ledger), Counter())
 
 
-@dataclass(frozen=True)
-class _Through:
-    """A case that is through, without its pixels."""
-
-    case_id: str
-    results: tuple[ImageResult, ...]
-    delivered: Delivered
-
-
-def _delivered(cases: Iterable[CaseOfResults], delivery: Delivery, workers: int) -> Iterator[_Through]:
-    """Each case with what became of it, in order."""
-    if not delivery.kinds:
-        yield from (_Through(case.case_id, case.results, Delivered()) for case in cases)
-        return
-    outcomes = run_each(
-        delivery, cases, workers=workers, timeout_s=WRITE_TIMEOUT_S, memory_bytes=WRITE_MEMORY_BYTES, chunk=CASES_A_TURN
-    )
-    for case, outcome in outcomes:
-        if isinstance(outcome, Failure):
-            outcome = Delivered(problem=f"no object: {outcome.reason}: {outcome.detail}")
-        yield _Through(case.case_id, case.results, outcome)
+def _parts_here(
+    model: TrainedModel,
+    parts: Sequence[Part],
+    files_of: Callable[[Part], Iterable[ImageFile]],
+    delivery: Delivery,
+    out_of_scope: Mapping[str, str],
+    how: _How,
+) -> Iterator[tuple[Part, list[Through]]]:
+    """Each part with its cases, by worker processes of this machine."""
+    files = (file for part in parts for file in files_of(part))
+    results = predict_files(model, files, keep_shown=bool(delivery.kinds), workers=how.workers)
+    results = track(results, "inferring", sum(part.images for part in parts), show=how.progress)
+    cases = cases_of(model, results, delivery.output.key_images, out_of_scope)
+    writers = default_workers() if how.workers is None else how.workers
+    with WorkerPool(writers, timeout_s=WRITE_TIMEOUT_S, memory_bytes=WRITE_MEMORY_BYTES) as pool:
+        through = delivered_each(made_ahead(cases, BATCH if writers else 0), delivery, pool)
+        for part in parts:
+            yield part, list(islice(through, part.cases))
 
 
 def _files(part: Part, grouped: Cases, index: Index) -> list[ImageFile]:

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.errors import RadloopError, Rejected, RejectReason
 
@@ -85,6 +85,22 @@ def outcome_of(function: Callable[[Item], Result], item: Item) -> Result | Failu
         return Failure(RejectReason.MALFORMED, f"the parser raised {type(error).__name__}")
 
 
+class Pool(Protocol):
+    """What runs a function over items: `WorkerPool`, or `cluster.ClusterPool`."""
+
+    def __enter__(self) -> Pool: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def beside(self) -> Pool: ...
+
+    def run_each(
+        self, function: Callable[[Item], Result], items: Iterable[Item], *, chunk: int = 1
+    ) -> Generator[tuple[Item, Result | Failure], None, None]: ...
+
+
 class WorkerPool:
     """`workers` processes, started when first needed, that live until `close` (or the end of the `with` block).
 
@@ -114,6 +130,10 @@ class WorkerPool:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def beside(self) -> WorkerPool:
+        """One of a single worker with the same budget, to use while this one runs."""
+        return WorkerPool(min(self.size, 1), timeout_s=self.timeout_s, memory_bytes=self.memory_bytes)
 
     def close(self) -> None:
         """Ends all workers, busy or not."""
@@ -338,6 +358,11 @@ def preload(module: str) -> None:
     """Has workers find `module` imported already. For modules that take seconds: to be said before the process's first pool."""
     if module not in _heavy_modules:
         _heavy_modules.append(module)
+
+
+def preloaded() -> tuple[str, ...]:
+    """What `preload` was told, for processes elsewhere."""
+    return tuple(_heavy_modules)
 
 
 def _modules_of(function: Callable[..., Any], preload: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.cluster import LOCAL
 from pipeline.columns import COLUMNS, REJECT_COLUMNS, REPEATING, SCHEMA
 from pipeline.errors import SourceError
 from pipeline.identity import IdentityKey
@@ -63,18 +64,19 @@ def index_sources(
     out: Path | None = None,
     columns: Collection[str] | None = None,
     workers: int | None = None,
+    engine: str = LOCAL,
     progress: bool = False,
 ) -> Index:
     """The index of several sources (name or None, place), in their order; collisions are found across them.
 
     `out`: a folder for the tables, where an interrupted call goes on and an unchanged source is not read again. `columns`: those
-    to read, by default all.
+    to read, by default all. `engine`: as `take_inventory` has it.
     """
     if out is not None:
-        take_inventory(places, out, key=key, workers=workers, progress=progress)
+        take_inventory(places, out, key=key, workers=workers, engine=engine, progress=progress)
         return read_index(out, columns)
     with tempfile.TemporaryDirectory(prefix="radloop-") as folder:
-        take_inventory(places, Path(folder), key=key, workers=workers, progress=progress)
+        take_inventory(places, Path(folder), key=key, workers=workers, engine=engine, progress=progress)
         return read_index(Path(folder), columns)
 
 

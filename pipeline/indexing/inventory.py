@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 import pipeline
 from pipeline.archive import is_archive, list_members
 from pipeline.arrow import from_numpy, from_values, to_numpy
+from pipeline.cluster import LOCAL, RAY, Budget, ClusterPool, check_engine
 from pipeline.columns import BATCH_SCHEMA, SCHEMA
 from pipeline.errors import SourceError
 from pipeline.files import alone, left_behind
@@ -35,7 +36,7 @@ from pipeline.indexing.known import PASSING, KnownRows, part_names, parts_in, wr
 from pipeline.indexing.listing import Entry, Listed, as_table, listed_members, walk
 from pipeline.indexing.tables import INDEX_FILE, REJECTS_FILE, STACKS_FILE, SUMMARY_FILE, write_tables
 from pipeline.progress import track
-from pipeline.work import Failure, WorkerPool, default_workers
+from pipeline.work import Failure, Pool, WorkerPool, default_workers
 
 WORK_FOLDER = ".indexing"
 REVISION = 2
@@ -60,14 +61,16 @@ def take_inventory(
     *,
     key: IdentityKey,
     workers: int | None = None,
+    engine: str = LOCAL,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Writes the tables of all sources (name or None, place) to `out`; returns the summary.
 
-    `workers`: processes, by default one a CPU; 0 reads in this process, without a budget of time and memory. Raises SourceError
-    where there is nothing to read.
+    `workers`: processes, by default one a CPU; 0 reads in this process, without a budget of time and memory. `engine`: local, or ray
+    (`cluster`), which reads on a cluster; the tables are the same. Raises SourceError where there is nothing to read.
     """
-    with alone(out, "indexes into"), _header_pool(workers) as pool:
+    check_engine(engine)
+    with alone(out, "indexes into"), _header_pool(workers, engine, places) as pool:
         sources = [_list(name, place, pool) for name, place in places]
         _check(sources)
         state = _state(sources, key)
@@ -87,7 +90,7 @@ def take_inventory(
 # --- list
 
 
-def _list(name: str | None, source: Path, pool: WorkerPool) -> Listed:
+def _list(name: str | None, source: Path, pool: Pool) -> Listed:
     """One source listed: a folder, an archive, a DICOMDIR with its folder, or a single file."""
     place = _checked(source)
     if place.is_dir():
@@ -119,7 +122,7 @@ def _checked(source: Path) -> Path:
     return place
 
 
-def _directory(place: Path, pool: WorkerPool) -> list[str] | None:
+def _directory(place: Path, pool: Pool) -> list[str] | None:
     """The files that the source lists where it is a DICOMDIR; None where it is another file."""
     outcome = _only(pool.run_each(list_directory, [place]))
     if not isinstance(outcome, Failure):
@@ -216,13 +219,16 @@ def _digest(said: str) -> str:
 # --- read
 
 
-def _header_pool(workers: int | None) -> WorkerPool:
+def _header_pool(workers: int | None, engine: str, places: Sequence[tuple[str | None, Path]]) -> Pool:
+    if engine == RAY:
+        seen = tuple(str(place.resolve()) for _, place in places)
+        return ClusterPool(Budget(HEADER_TIMEOUT_S, HEADER_MEMORY_BYTES, PRELOADED, seen), cpus=workers)
     count = default_workers() if workers is None else workers
     return WorkerPool(count, timeout_s=HEADER_TIMEOUT_S, memory_bytes=HEADER_MEMORY_BYTES, preload=PRELOADED)
 
 
 def _rows_of(
-    source: Listed, known: KnownRows, work: Path, pool: WorkerPool, key: IdentityKey, progress: bool
+    source: Listed, known: KnownRows, work: Path, pool: Pool, key: IdentityKey, progress: bool
 ) -> NDArray[np.int64]:
     """(n,) for each listed file the number of its known row, after what was not known was read; -1 where it may not be opened."""
     numbers = known.find(source.name, source.files)
@@ -254,10 +260,10 @@ def _rows_from(first: int, count: int) -> NDArray[np.int64]:
     return np.arange(first, first + count)
 
 
-def _read(source: Listed, unread: NDArray[np.int64], pool: WorkerPool, key: IdentityKey) -> Iterator[pa.Table]:
+def _read(source: Listed, unread: NDArray[np.int64], pool: Pool, key: IdentityKey) -> Iterator[pa.Table]:
     """The rows of the unread files, in their order. A batch that fails is read file by file, each under the budget alone."""
     read = partial(read_files, root=str(source.root), source=source.name, key=key)
-    with WorkerPool(min(pool.size, 1), timeout_s=pool.timeout_s, memory_bytes=pool.memory_bytes) as alone:
+    with pool.beside() as alone:
         for files, outcome in pool.run_each(read, _batches(source.files, unread), chunk=BATCHES_A_WORKER):
             if not isinstance(outcome, Failure):
                 yield _unpacked(outcome)

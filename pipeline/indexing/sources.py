@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.archive import is_archive
+from pipeline.cluster import LOCAL
 from pipeline.errors import ConfigError, SourceError
 from pipeline.identity import IdentityKey, ephemeral_key, project_key
 
@@ -58,13 +59,16 @@ class OpenedSource:
         out: Path | None = None,
         columns: Collection[str] | None = None,
         workers: int | None = None,
+        engine: str = LOCAL,
         progress: bool = False,
     ) -> Index:
         """Every file of the source accounted for. Without a key the hashes hold for this call only; the rest as `index_sources` has it."""
         from pipeline.indexing.index import index_sources  # pandas, which `radloop index` does without
 
         key = key or ephemeral_key()
-        return index_sources(self.places, key=key, out=out, columns=columns, workers=workers, progress=progress)
+        return index_sources(
+            self.places, key=key, out=out, columns=columns, workers=workers, engine=engine, progress=progress
+        )
 
 
 def open_source(name_or_path: str, root: Path | None = None) -> OpenedSource:

@@ -33,7 +33,7 @@ from pipeline.indexing.listing import Listed
 from pipeline.indexing.stacks import STACK_COLUMNS, stack_series
 from pipeline.indexing.summary import Counts
 from pipeline.indexing.uid_names import COMMON_NAMES
-from pipeline.work import Failure, WorkerPool
+from pipeline.work import Failure, Pool
 
 INDEX_FILE, REJECTS_FILE, SUMMARY_FILE, STACKS_FILE = "index.parquet", "rejects.csv", "summary.json", "stacks.csv"
 ROWS_A_GROUP = 65_536
@@ -59,7 +59,7 @@ def write_tables(
     numbers: Sequence[Numbers],
     known: KnownRows,
     out: Path,
-    pool: WorkerPool,
+    pool: Pool,
     *,
     metadata: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def write_tables(
 
 
 def _derive(
-    sources: Sequence[Listed], numbers: Sequence[Numbers], known: KnownRows, pool: WorkerPool
+    sources: Sequence[Listed], numbers: Sequence[Numbers], known: KnownRows, pool: Pool
 ) -> tuple[_Derived, pa.Table]:
     """Collisions, then stacks, so that never the columns of both are held."""
     rows = _image_rows(numbers, known)
@@ -144,7 +144,7 @@ def _encoded(table: pa.Table) -> pa.Table:
 
 
 def _digests(
-    places: Numbers, *, rows: Numbers, known: KnownRows, roots: Mapping[str, Path], pool: WorkerPool
+    places: Numbers, *, rows: Numbers, known: KnownRows, roots: Mapping[str, Path], pool: Pool
 ) -> list[str | None]:
     """Content digests of the image files at these places, None for a file that cannot be read again."""
     table = known.take(rows[places], ["source", "path"])
@@ -155,7 +155,7 @@ def _digests(
     return [None if isinstance(digest, Failure) else digest for _, digest in outcomes]
 
 
-def _names(uids: Sequence[str], *, pool: WorkerPool) -> list[str]:
+def _names(uids: Sequence[str], *, pool: Pool) -> list[str]:
     """The standard's names of UIDs; uncommon ones from a worker, as this process does without pydicom."""
     uncommon = [uid for uid in uids if uid not in COMMON_NAMES]
     told = {uid: uid if isinstance(name, Failure) else name for uid, name in pool.run_each(name_uid, uncommon)}

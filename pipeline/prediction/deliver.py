@@ -11,6 +11,7 @@ import datetime
 import io
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,14 @@ from pipeline.profile_settings import Kind, Profile
 from pipeline.render import Legend
 from pipeline.run import ModelFacts
 from pipeline.settings import digest
+from pipeline.work import Failure, WorkerPool
 
+WRITE_TIMEOUT_S = 900.0
+"""A case's objects take a second; of a series of thousands of slices minutes."""
+WRITE_MEMORY_BYTES = 8 * 2**30
+"""Above a worker's own size: a float map of 2,000 slices of 512 x 512 is 2 GB, and is copied on its way to the disk."""
+CASES_A_TURN = 2
+"""Cases that a writer takes at once."""
 OVERLAYS_FOLDER = "overlays"
 STRICT_SCOPE = "outside the model's scope, and --strict-scope was given"
 
@@ -197,6 +205,27 @@ class Delivery:
                 self.out / OVERLAYS_FOLDER / safe_name(file.source) / f"{file.path}{suffix}", content.getvalue()
             )
         return len(others)
+
+
+@dataclass(frozen=True)
+class Through:
+    """A case that is through, without its pixels."""
+
+    case_id: str
+    results: tuple[ImageResult, ...]
+    delivered: Delivered
+
+
+def delivered_each(cases: Iterable[CaseOfResults], delivery: Delivery, pool: WorkerPool) -> Iterator[Through]:
+    """Each case with what became of it, in order."""
+    if not delivery.kinds:
+        yield from (Through(case.case_id, case.results, Delivered()) for case in cases)
+        return
+    with closing(pool.run_each(delivery, cases, chunk=CASES_A_TURN)) as outcomes:
+        for case, outcome in outcomes:
+            if isinstance(outcome, Failure):
+                outcome = Delivered(problem=f"no object: {outcome.reason}: {outcome.detail}")
+            yield Through(case.case_id, case.results, outcome)
 
 
 def safe_name(source: str) -> str:

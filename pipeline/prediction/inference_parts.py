@@ -71,6 +71,10 @@ class Part:
     name: str
 
     @property
+    def images(self) -> int:
+        return self.last_image - self.first_image
+
+    @property
     def cases(self) -> int:
         return self.last_case - self.first_case
 

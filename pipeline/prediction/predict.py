@@ -92,7 +92,8 @@ class TrainedModel:
 
     @property
     def views(self) -> int:
-        return len(self.networks) * len(MIRRORS[self.facts.views])
+        networks = len(self.networks) or len(self.facts.members) or 1  # without networks: what is known of them
+        return networks * len(MIRRORS[self.facts.views])
 
     @property
     def temperatures(self) -> NDArray[np.float64]:
@@ -209,7 +210,7 @@ def predict_files(
     """
     preparer = Preparer(model.facts.preprocessing, keep_shown, stress)
     prepared_ahead = made_ahead(prepare_all(files, preparer, workers), 0 if workers == 0 else BATCH)
-    batches = _batches(model, prepared_ahead, lambda item: item[0].case_id)
+    batches = network_batches(model, prepared_ahead, lambda item: item[0].case_id)
     for results in _side_by_side(model, batches, default_workers() if workers is None else workers):
         yield from results
 
@@ -248,7 +249,7 @@ def predict_prepared(model: TrainedModel, files: Sequence[ImageFile], images: Pr
         int(position): Failure(RejectReason(reason), detail)
         for position, reason, detail in images.failures.itertuples(index=False, name=None)
     }
-    for batch in _batches(model, range(len(files)), lambda position: files[position].case_id):
+    for batch in network_batches(model, range(len(files)), lambda position: files[position].case_id):
         usable = [position for position in batch if position not in failed]
         levels = images.take(np.array(usable, dtype=np.int64))
         predicted = _results(model, levels, [(files[position], None) for position in usable])
@@ -257,7 +258,7 @@ def predict_prepared(model: TrainedModel, files: Sequence[ImageFile], images: Pr
             yield ImageResult(files[position], failure=failure) if failure else next(predicted)
 
 
-def _batches(model: TrainedModel, items: Iterable[Item], case_of: Callable[[Item], str]) -> Iterator[list[Item]]:
+def network_batches(model: TrainedModel, items: Iterable[Item], case_of: Callable[[Item], str]) -> Iterator[list[Item]]:
     """What goes through the network at once: some images, or all of a case where it is a volume."""
     if model.facts.network.pooling != "volume":
         return batched(items)

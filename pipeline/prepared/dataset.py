@@ -37,6 +37,8 @@ DECODE_TIMEOUT_S = 120.0
 """A frame decodes in well under a second; one that takes this long is hostile, or its disk is gone."""
 DECODE_MEMORY_BYTES = 6 * 2**30
 """Above a worker's own size: the largest radiograph needs some hundred MB."""
+FILES_A_TURN = 4
+"""Files that a worker takes at once."""
 HOUNSFIELD_MODALITY = "CT"
 """Values of a NIfTI of this modality are HU, as every converter from DICOM leaves them; its header cannot say so itself."""
 
@@ -173,7 +175,12 @@ def prepare_all(
     """Each file with its prepared image or its failure, in order, decoded in worker processes under a budget."""
     count = workers if workers is not None else default_workers()
     return run_each(
-        preparer, files, workers=count, timeout_s=DECODE_TIMEOUT_S, memory_bytes=DECODE_MEMORY_BYTES, chunk=4
+        preparer,
+        files,
+        workers=count,
+        timeout_s=DECODE_TIMEOUT_S,
+        memory_bytes=DECODE_MEMORY_BYTES,
+        chunk=FILES_A_TURN,
     )
 
 
