@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [
     {"cli", "__main__"},
+    {"commands"},
     {
         "demo",
         "train",
