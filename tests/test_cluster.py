@@ -254,7 +254,7 @@ def test_a_killed_driver_goes_on(
     arguments = ["infer", str(run), str(export), "--out", str(out), "--write", "sc,sr", "--engine", "ray"]
     process = subprocess.Popen([sys.executable, str(script), *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)})
     began = time.monotonic()
-    while process.poll() is None and time.monotonic() - began < 300:
+    while process.poll() is None and time.monotonic() - began < 600:
         if any(not path.name.startswith(".") for path in (out / ".inference").glob("*")):
             break
         time.sleep(0.02)
