@@ -36,9 +36,8 @@ def as_torchscript(model: WholeModel, images: torch.Tensor) -> Exported:
     """The trace of a batch of one, asked about all of `images`."""
     content = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of numbers that a trace fixes: what it says is of another batch than was traced
+        # Of numbers that a trace fixes: what it says is of another batch than was traced.
+        warnings.simplefilter("ignore")
         module = torch.jit.trace(model.eval(), images[:1], check_trace=False)
         torch.jit.save(module, content)
         content.seek(0)
