@@ -10,6 +10,12 @@ from pipeline.commands.parsing import DONE, SOME_FAILED, Commands, add_command
 
 def add(commands: Commands) -> None:
     """Adds this group's commands."""
+    _add_send(commands)
+    _add_receive(commands)
+    _add_fetch(commands)
+
+
+def _add_send(commands: Commands) -> None:
     send = add_command(
         commands,
         "send",
@@ -35,6 +41,8 @@ def add(commands: Commands) -> None:
     send.add_argument("--commit-wait", type=float, default=60.0, metavar="SECONDS", help="for that answer (60)")
     _add_network_options(send)
 
+
+def _add_receive(commands: Commands) -> None:
     receive = add_command(
         commands,
         "receive",
@@ -81,6 +89,8 @@ def add(commands: Commands) -> None:
     )
     _add_network_options(receive)
 
+
+def _add_fetch(commands: Commands) -> None:
     fetch = add_command(
         commands,
         "fetch",
