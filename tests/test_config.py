@@ -78,6 +78,7 @@ def test_every_field_is_documented():
         ("trainin.epochs=5", "did you mean training"),
         ("training.plateau.patiense=5", "did you mean patience"),
         ("training.epochs=0", "training.epochs"),
+        ("training.plain_epochs=999", "expected no more than training.epochs"),
         ("preprocessing.window=lungs", "preprocessing.window"),
         ("training.epochs", "expected key=value"),
         ("name.first=x", "name is a value"),
