@@ -18,7 +18,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -37,6 +37,8 @@ BACKSTOP_S = 2.0
 """So long after the time budget the kernel ends a worker whose parent did not (because it was killed itself)."""
 AHEAD = 4
 """Chunks a worker that are read ahead of the oldest item not done: something to work on while one file hangs."""
+THREADS_SETTING = "OMP_NUM_THREADS"
+"""Which OpenMP, OpenBLAS, MKL and torch all read, once, when they are loaded."""
 
 _heavy_modules: list[str] = []
 
@@ -330,7 +332,8 @@ def _start(modules: tuple[str, ...], memory_bytes: int | None, timeout_s: float)
         context = multiprocessing.get_context("spawn")  # type: ignore[assignment]
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, memory_bytes, timeout_s), daemon=True)
-    process.start()
+    with _one_thread_each():
+        process.start()
     there.close()  # or the line would not end with the worker
     return _Worker(process, here, timeout_s)
 
@@ -349,9 +352,24 @@ def start_server(modules: Sequence[str]) -> None:
         context.set_forkserver_preload(["__main__", "pipeline.work", *modules, *_heavy_modules])
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is this process's affair
         try:
-            forkserver.ensure_running()
+            with _one_thread_each():
+                forkserver.ensure_running()
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """What starts meanwhile gives its numeric libraries one thread: a worker is one core's, and idle threads of OpenBLAS wait for work by
+    spinning, 30 ms after each product, on cores that other workers need. Who set a number in the environment keeps it."""
+    if THREADS_SETTING in os.environ:
+        yield
+        return
+    os.environ[THREADS_SETTING] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[THREADS_SETTING]
 
 
 def preload(module: str) -> None:
