@@ -46,12 +46,12 @@ def main() -> int:
 def compare(folder: Path, options: argparse.Namespace) -> int:
     """Both ways, and the share."""
     # Not above: workers import what the main script does.
-    import torch
+    from threadpoolctl import threadpool_limits
     from untrained import write_run, write_slices
 
     from pipeline.work import default_workers
 
-    cores, threads = default_workers(), torch.get_num_threads()
+    cores = default_workers()
     print(
         f"{cores} cores, load {os.getloadavg()[0]:.1f}; {options.architecture} at {options.size}, {options.images} files"
     )
@@ -74,11 +74,10 @@ def compare(folder: Path, options: argparse.Namespace) -> int:
     print(f"radloop infer: {options.images / wall:.2f} images/s ({wall:.1f} s)")
     print(f"ratio: {ratio:.2f} (goal {GOAL_RATIO:g})")
 
-    torch.set_num_threads(1)
-    hand = cpu_time(lambda: by_hand(paths[: options.by_hand])) / options.by_hand
-    spent = cpu_time(lambda: inferred(run, source, folder / "alone", 0)) / options.images
-    decoding, network = stages_alone(run, paths)
-    torch.set_num_threads(threads)
+    with threadpool_limits(1):
+        hand = cpu_time(lambda: by_hand(paths[: options.by_hand])) / options.by_hand
+        spent = cpu_time(lambda: inferred(run, source, folder / "alone", 0)) / options.images
+        decoding, network = stages_alone(run, paths)
     share = spent * options.images / (cores * wall)
     print(f"CPU time an image by hand, one thread: {1000 * hand:.0f} ms, {hand / spent:.2f} times radloop's")
     print(

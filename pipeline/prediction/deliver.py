@@ -39,7 +39,7 @@ from pipeline.profile_settings import Kind, Profile
 from pipeline.render import Legend
 from pipeline.run import ModelFacts
 from pipeline.settings import digest
-from pipeline.work import Failure, WorkerPool
+from pipeline.work import Failure, WorkerPool, preload
 
 WRITE_TIMEOUT_S = 900.0
 """A case's objects take a second; of a series of thousands of slices minutes."""
@@ -49,6 +49,8 @@ CASES_A_TURN = 2
 """Cases that a writer takes at once."""
 OVERLAYS_FOLDER = "overlays"
 STRICT_SCOPE = "outside the model's scope, and --strict-scope was given"
+
+preload(__name__)  # or each writer would import what it needs, for two seconds, after the first case is predicted
 
 
 @dataclass(frozen=True)
