@@ -68,6 +68,8 @@ def write_manifest(root: Path, out: Path, fold: int, random: bool) -> Path:
         csv.writer(file).writerows(rows)
     content = yaml.safe_load(find_shipped("data_manifests", "ct_slices").read_text())
     content |= {"name": f"ct_slices fold {fold}", "split": {"file": f"split-{fold}.csv"}}
+    if random:
+        content["patients"] = {"source": "path", "pattern": "(.+)"}  # or no block would be let into two splits
     path = out / f"fold-{fold}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
