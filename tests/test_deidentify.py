@@ -16,8 +16,9 @@ from pydicom import dcmread
 import pipeline.deidentify as stage
 from pipeline.cli import main
 from pipeline.crosswalk import COLUMNS, read_crosswalk
-from pipeline.deidentify import DEIDENTIFIED_FILE, HELD_FILE, REJECTS_FILE, DeidentifySummary, deidentify
+from pipeline.deidentify import DeidentifySummary, deidentify
 from pipeline.deidentify_settings import KEEP, load_deidentification
+from pipeline.deidentifying.tables import DEIDENTIFIED_FILE, HELD_FILE, REJECTS_FILE
 from pipeline.dicom.conformance import is_uid
 from pipeline.dicom.phantom import ct_slice, radiograph, save, structured_report
 from pipeline.errors import ConfigError, SourceError

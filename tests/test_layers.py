@@ -32,7 +32,7 @@ ROWS = [
         "receive",
         "fetch",
     },
-    {"prediction", "training", "evaluation", "explaining", "pages", "exchange"},
+    {"prediction", "training", "evaluation", "explaining", "deidentifying", "pages", "exchange"},
     {"cohort", "auditing", "prepared", "networks", "metrics", "run"},
     {"indexing"},
     {"dicom"},

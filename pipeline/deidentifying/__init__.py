@@ -1,0 +1,1 @@
+"""Parts of de-identification as a stage: the plan, what became of each file, the journal, the tables."""
