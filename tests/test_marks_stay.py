@@ -20,7 +20,7 @@ from pydicom.tag import Tag
 
 from pipeline.cli import main
 from pipeline.columns import ATTRIBUTES, snake_case
-from pipeline.dicom.deidentification_rules import TECHNICAL
+from pipeline.dicom.deidentification_attributes import TECHNICAL
 from pipeline.dicom.source import EQUIPMENT, PATIENT_AND_STUDY
 from pipeline.profile_settings import KINDS
 from tests.marked_export import (

@@ -26,8 +26,9 @@ from pipeline.dicom.bounded import Window, inflated, open_window, parsing, quiet
 from pipeline.dicom.conformance_item import Item
 from pipeline.dicom.conformance_tables import iod_of
 from pipeline.dicom.deidentification_pixels import CleanPixels, clean_pixels, put_pixels
+from pipeline.dicom.deidentification_reading import element_text, identity_of
 from pipeline.dicom.deidentification_risk import PIXELS_ANSWERED, Held, why_held
-from pipeline.dicom.deidentification_rules import Rules, element_text, identity_of
+from pipeline.dicom.deidentification_rules import Rules
 from pipeline.dicom.deidentification_table import EDITION
 from pipeline.dicom.deidentification_values import Patient
 from pipeline.dicom.derived import IMPLEMENTATION_CLASS_UID, code_item

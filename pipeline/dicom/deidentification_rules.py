@@ -14,154 +14,19 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.datadict import dictionary_has_tag
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
 
 from pipeline.deidentify_settings import Deidentification, folded
-from pipeline.dicom.bounded import VALUE_BYTES
 from pipeline.dicom.conformance_item import MAXIMUM_DEPTH, tag_of
 from pipeline.dicom.conformance_tables import Level
+from pipeline.dicom.deidentification_attributes import CODE, OVERLAY, PUBLIC_SCHEMES, SAFE_PRIVATE, TABLES, TECHNICAL
+from pipeline.dicom.deidentification_reading import dictionary_vr, read_element, values_of
 from pipeline.dicom.deidentification_table import Action, action_of, is_descriptor, is_longitudinal, retained_by
 from pipeline.dicom.deidentification_values import DUMMIES, Patient, Words, moved, names_a_kind, new_uid, told_age
-
-TECHNICAL = (
-    *("Manufacturer", "ManufacturerModelName", "SoftwareVersions", "AcquisitionDeviceProcessingCode"),
-    *("AttenuationCorrectionMethod", "CardiacFramingType", "ContrastBolusRoute", "DetectorManufacturerName"),
-    *("DetectorManufacturerModelName", "ModalityLUTType", "PhosphorType", "PositionReferenceIndicator"),
-    *("ProcessingFunction", "Radiopharmaceutical", "RadiopharmaceuticalRoute", "ReceiveCoilManufacturerName"),
-    *(
-        "TransmitCoilManufacturerName",
-        "ReconstructionMethod",
-        "RescaleType",
-        "ScatterCorrectionMethod",
-        "TypeOfFilters",
-    ),
-    *(
-        "TriggerSourceOrType",
-        "WindowCenterWidthExplanation",
-        "DetectorLinesOfResponseUsed",
-        "DimensionDescriptionLabel",
-    ),
-    *("ConvolutionKernel", "FilterType", "ImageFilter", "PlateType", "PulseSequenceName", "ReceiveCoilName"),
-    *("TransmitCoilName", "MultiCoilElementName", "SequenceName", "StackID", "CollimatorGridName", "EnergyWindowName"),
-    *("ImagedNucleus", "OpticalPathIdentifier", "OutputPower"),
-)
-"""Free text that the table does not name, and that devices fill in about themselves and their pictures, which lose their meaning
-without it."""
-CODE = ("CodeValue", "LongCodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning")
-"""Free text of an item that is a code (PS3.3 8.8), of one of `PUBLIC_SCHEMES`."""
-PUBLIC_SCHEMES = frozenset(
-    {
-        *(
-            "DCM",
-            "SCT",
-            "SRT",
-            "SNM3",
-            "SNOMED-RT",
-            "99SDM",
-            "UCUM",
-            "LN",
-            "RADLEX",
-            "RADELEMENT",
-            "FMA",
-            "UMLS",
-            "NCIt",
-            "NCDR",
-        ),
-        *(
-            "ICDO3",
-            "ICD10",
-            "I10",
-            "I9",
-            "ICD9",
-            "BI",
-            "MA",
-            "MSH",
-            "NEU",
-            "NYUMCCG",
-            "PUBCHEM_CID",
-            "UNS",
-            "ITIS_TSN",
-            "ACR",
-            "CD8",
-        ),
-        *("RFC5646", "ISO3166_1", "ISO639_1", "ISO639_2", "SCPECG", "MDC", "NDC", "C4", "C5", "CPT4", "HPC"),
-    }
-)
-"""Coding Scheme Designators of PS3.16 8: their codes say the same everywhere. 99SDM is what old devices call SNOMED."""
-TABLES = (
-    *(f"{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
-    *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
-    "LUTData",
-)
-"""Binary data beside pixels that are numbers."""
-SAFE_PRIVATE = frozenset(
-    {
-        ("Philips PET Private Group", 0x7053, 0x00, "DS"),  # SUV factor
-        ("Philips PET Private Group", 0x7053, 0x09, "DS"),  # activity concentration factor
-        ("Philips MR Imaging DD 001", 0x2005, 0x0D, "FL"),  # scale intercept
-        ("Philips MR Imaging DD 001", 0x2005, 0x0E, "FL"),  # scale slope
-        ("ELSCINT1", 0x00E1, 0x21, "DS"),  # dose length product
-        ("GEMS_ACQU_01", 0x0019, 0x23, "DS"),  # table speed
-        ("GEMS_ACQU_01", 0x0019, 0x24, "DS"),  # mid scan time
-        ("GEMS_ACQU_01", 0x0019, 0x25, "SS"),  # mid scan flag
-        ("GEMS_ACQU_01", 0x0019, 0x27, "DS"),  # rotation speed
-        ("GEMS_PARM_01", 0x0043, 0x6F, "DS"),  # scanner table entry
-        ("GEMS_HELIOS_01", 0x0045, 0x01, "SS"),  # macro rows of the detector
-        ("GEMS_HELIOS_01", 0x0045, 0x02, "FL"),  # their width
-        ("SIEMENS MR HEADER", 0x0019, 0x0C, "IS"),  # b value
-        ("SIEMENS MR HEADER", 0x0019, 0x0E, "FD"),  # diffusion gradient direction
-        ("SIEMENS MR HEADER", 0x0019, 0x27, "FD"),  # b matrix
-    }
-)
-"""Private attributes that hold numbers of the acquisition (after PS3.15 Table E.3.10-1): creator, group, element, VR."""
-OVERLAY = {
-    0x10: "US",
-    0x11: "US",
-    0x15: "IS",
-    0x40: "CS",
-    0x50: "SS",
-    0x51: "US",
-    0x100: "US",
-    0x102: "US",
-    0x3000: "OW",
-}
-"""What is kept of a plane of group 60xx where overlays are: its size, place, kind and bits (PS3.3 C.9.2)."""
-
-IDENTIFYING = (
-    *("PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName"),
-    *(
-        "PatientBirthDate",
-        "PatientAddress",
-        "PatientTelephoneNumbers",
-        "AccessionNumber",
-        "MilitaryRank",
-        "ResponsiblePerson",
-    ),
-    *("ReferringPhysicianName", "PhysiciansOfRecord", "PerformingPhysicianName", "NameOfPhysiciansReadingStudy"),
-    *(
-        "OperatorsName",
-        "RequestingPhysician",
-        "ScheduledPerformingPhysicianName",
-        "ConsultingPhysicianName",
-        "AdmissionID",
-    ),
-    *(
-        "RequestedProcedureID",
-        "ServiceEpisodeID",
-        "IssuerOfPatientID",
-        "MedicalRecordLocator",
-        "InsurancePlanIdentification",
-    ),
-    *("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID"),
-)
-"""Whose words must not stand in text that stays."""
-_PLACES = ("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName")
-_DEVICES = ("StationName", "DeviceSerialNumber")
 
 _TEXT = frozenset({"LO", "SH", "ST", "LT", "UT", "UC", "UR", "AE", "PN", "AS"})
 _DATES = frozenset({"DA", "DT", "TM"})
@@ -246,7 +111,7 @@ class Rules:
         """The attribute as it may stand in the result; None where it may not."""
         number, action = int(tag), action_of(int(tag))
         required = None if level is None else level.types.get(number, "3")
-        vr = _dictionary_vr(number)
+        vr = dictionary_vr(number)
         if action is None or self._is_retained(number, vr):
             found = self._kept(dataset, tag, vr, level, depth, public)
             return found if found is not None else _instead(number, vr, required)
@@ -273,7 +138,7 @@ class Rules:
         choices = str(action).split("/")
         wanted = {"1": "D", "2": "Z", "3": "X"}[required[0]] if required else choices[-1]
         chosen = wanted if wanted in choices else choices[0] if wanted == "X" else choices[-1]
-        number, vr = int(tag), _dictionary_vr(int(tag))
+        number, vr = int(tag), dictionary_vr(int(tag))
         if chosen == "D" and vr == "SQ":
             return self._sequence(dataset, tag, level, depth)
         return _instead(number, vr, {"D": "1", "Z": "2", "X": "3"}[chosen])
@@ -297,10 +162,10 @@ class Rules:
             return self._uids(dataset, tag)
         if vr in _BINARY and vr not in _NUMBERS:
             return self._table(dataset, tag) if number in _named(TABLES) else None
-        element = _read(dataset, tag)
+        element = read_element(dataset, tag)
         if element is None:
             return None
-        values = _values(element)
+        values = values_of(element)
         if values is None or (vr in _NUMBERS and number in _named(TABLES)):
             return self._table(dataset, tag) if number in _named(TABLES) else None
         if not values:
@@ -350,17 +215,17 @@ class Rules:
         """A description whose every value the user named."""
         if not self._descriptors or not is_descriptor(int(tag)):
             return None
-        element = _read(dataset, tag)
-        values = None if element is None else _values(element)
+        element = read_element(dataset, tag)
+        values = None if element is None else values_of(element)
         if not values or not all(folded(str(value)) in self._descriptors for value in values):
             return None
         told = [str(value).strip(" \0") for value in values]
-        return DataElement(tag, _dictionary_vr(int(tag)), told if len(told) > 1 else told[0])
+        return DataElement(tag, dictionary_vr(int(tag)), told if len(told) > 1 else told[0])
 
     def _uids(self, dataset: Dataset, tag: BaseTag) -> DataElement | None:
         """UIDs of instances replaced, of kinds kept; of other coding schemes kept where they are in HL7's registry."""
-        element = _read(dataset, tag)
-        values = None if element is None else _values(element)
+        element = read_element(dataset, tag)
+        values = None if element is None else values_of(element)
         if values is None:
             return None
         told = []
@@ -385,7 +250,7 @@ class Rules:
 
     def _sequence(self, dataset: Dataset, tag: BaseTag, level: Level | None, depth: int) -> DataElement | None:
         """Every item cleaned. Codes of no public scheme are left out; of other items none, as frames are counted by them."""
-        element = _read(dataset, tag)
+        element = read_element(dataset, tag)
         if element is None or element.VR != "SQ":
             return None
         within = None if level is None else level.sequences.get(int(tag))
@@ -402,7 +267,7 @@ class Rules:
 
     def _table(self, dataset: Dataset, tag: BaseTag) -> DataElement | None:
         """A lookup table's element, whichever of its VRs it was read in."""
-        element = _read(dataset, tag)
+        element = read_element(dataset, tag)
         if element is None or not (isinstance(element.value, bytes) or element.VR in ("US", "SS")):
             return None
         return DataElement(tag, "OW", self._words(element.value)) if isinstance(element.value, bytes) else element
@@ -435,82 +300,8 @@ class Rules:
     def _is_public_code(self, item: Dataset) -> bool:
         if not _is_code(item):
             return False
-        element = _read(item, BaseTag(tag_of("CodingSchemeDesignator")))
+        element = read_element(item, BaseTag(tag_of("CodingSchemeDesignator")))
         return element is not None and str(element.value).strip() in PUBLIC_SCHEMES
-
-
-def identity_of(dataset: Dataset, settings: Deidentification) -> Words:
-    """The words of everybody whom the header names, at any depth, and of places and devices that no option keeps."""
-    places = [] if "institution" in settings.keep else [*_PLACES]
-    places += [] if "device" in settings.keep else _DEVICES
-    people: set[str] = set()
-    things: set[str] = set()
-    for item in _every_item(dataset):
-        people.update(_texts(item, IDENTIFYING))
-        things.update(_texts(item, places))
-    return Words(people, things)
-
-
-def _every_item(dataset: Dataset, depth: int = 0) -> Iterator[Dataset]:
-    """The dataset and the items of its sequences, as deep as any that means something; private ones are not kept anyway."""
-    yield dataset
-    if depth == MAXIMUM_DEPTH:
-        return
-    for tag in sorted(dataset.keys()):
-        if tag.is_private or not dictionary_has_tag(tag) or _dictionary_vr(int(tag)) != "SQ":
-            continue
-        element = _read(dataset, tag)
-        if element is not None and element.VR == "SQ":
-            for item in element.value or []:
-                yield from _every_item(item, depth + 1)
-
-
-def _texts(dataset: Dataset, keywords: Sequence[str]) -> list[str]:
-    elements = [_read(dataset, BaseTag(tag_of(keyword))) for keyword in keywords]
-    return [str(value) for element in elements if element is not None for value in _values(element) or []]
-
-
-def element_text(dataset: Dataset, keyword: str) -> str:
-    """An attribute as text, '' where it is absent or cannot be read."""
-    element = _read(dataset, BaseTag(tag_of(keyword)))
-    values = None if element is None else _values(element)
-    return "\\".join(map(str, values)).strip(" \0") if values else ""
-
-
-# --- reading
-
-
-def _read(dataset: Dataset, tag: BaseTag) -> DataElement | None:
-    """The element if it is there, can be parsed and is not written in a VR that is not its own."""
-    if tag not in dataset:
-        return None
-    raw = dataset.get_item(tag)
-    written = str(raw.VR) if raw is not None and raw.VR else ""
-    allowed = dictionary_VR(tag).split(" or ")
-    if written not in ("", "UN", *allowed):
-        return None
-    if isinstance(raw, RawDataElement) and raw.value is not None and len(raw.value) > VALUE_BYTES:
-        whole = {"SQ", "OB", "OW", "OV", "UN", "UT", "ST", "LT", "UC"}
-        if not whole & set(allowed):
-            return None
-    try:
-        element = dataset[tag]
-        _values(element)
-    except RecursionError:
-        raise
-    except Exception:  # whatever pydicom raises is the file's fault: what cannot be read cannot be cleaned
-        return None
-    return element
-
-
-def _values(element: DataElement) -> list[Any] | None:
-    """The values of an element that is no sequence and no bytes, none of them where it is empty; None for bytes and sequences."""
-    value = element.value
-    if isinstance(value, bytes | Items):
-        return None
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
 
 
 def _is_code(item: Dataset) -> bool:
@@ -553,11 +344,6 @@ def _single(vr: str) -> str:
 
 
 @cache
-def _dictionary_vr(number: int) -> str:
-    return dictionary_VR(number)
-
-
-@cache
 def _named(keywords: Sequence[str]) -> frozenset[int]:
     return frozenset(map(tag_of, keywords))
 
@@ -572,7 +358,7 @@ def _plane(dataset: Dataset, group: int) -> Iterator[tuple[int, DataElement]]:
             continue
         try:
             element = dataset[tag]
-        except Exception:  # as in _read
+        except Exception:  # as in read_element
             continue
         if place == 0x3000:
             good = isinstance(element.value, bytes)
@@ -581,7 +367,7 @@ def _plane(dataset: Dataset, group: int) -> Iterator[tuple[int, DataElement]]:
         elif vr == "IS":
             good = _WHOLE.fullmatch(str(element.value)) is not None
         else:
-            good = vr == element.VR and all(isinstance(value, int) for value in _values(element) or ["none"])
+            good = vr == element.VR and all(isinstance(value, int) for value in values_of(element) or ["none"])
         if good:
             yield place, element
 
@@ -589,7 +375,7 @@ def _plane(dataset: Dataset, group: int) -> Iterator[tuple[int, DataElement]]:
 def _first(element: DataElement | None) -> Any:
     if element is None:
         return None
-    values = _values(element)
+    values = values_of(element)
     return values[0] if values else None
 
 
@@ -599,7 +385,7 @@ def _keep_private(dataset: Dataset, kept: Dataset) -> None:
         try:
             block = dataset.private_block(group, creator)
             element = block[place]
-            values = _values(element)
+            values = values_of(element)
         except Exception:  # not there, or not to be read
             continue
         if vr in ("DS", "IS"):

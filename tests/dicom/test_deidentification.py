@@ -35,8 +35,8 @@ from pydicom.uid import (
 from pipeline.deidentify_settings import KEEP, Deidentification
 from pipeline.dicom.conformance import check, is_uid
 from pipeline.dicom.deidentification import IDENTITY, Cleaned, HeldBack, deidentify_file
+from pipeline.dicom.deidentification_attributes import CODE, IDENTIFYING, SAFE_PRIVATE, TECHNICAL
 from pipeline.dicom.deidentification_risk import Held
-from pipeline.dicom.deidentification_rules import CODE, IDENTIFYING, SAFE_PRIVATE, TECHNICAL
 from pipeline.dicom.deidentification_streams import without_metadata
 from pipeline.dicom.deidentification_table import (
     RETAINED,
