@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pipeline.files import whole_file
 from pipeline.metrics.metrics import Interval
 from pipeline.metrics.roc import RocPoints
+from pipeline.wording import percent_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -312,9 +313,9 @@ def _tile(axes: Axes, tile: Tile) -> None:
     axes.set_title(_short(tile.title, 22), fontsize=9, loc="right", pad=5)
     said = f"predicted {_short(tile.predicted, 20)}"
     if tile.about in ("", tile.predicted):
-        said += f" {tile.probability:.0%}"
+        said += f" {percent_text(tile.probability)}"
     else:
-        said += f" ({_short(tile.about, 10)} {tile.probability:.0%})"
+        said += f" ({_short(tile.about, 10)} {percent_text(tile.probability)})"
     axes.set_xlabel(f"{said}\nactual {_short(tile.actual, 20)}", color=BLACK, fontsize=9, labelpad=5)
 
 

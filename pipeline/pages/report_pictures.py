@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.pages.gallery import ERRORS, OUTCOMES, GalleryItem, Picture
 from pipeline.render import overlay
+from pipeline.wording import percent_text
 
 JPEG_QUALITIES = (85, 70, 50, 30)
 """Tried in turn until a picture is no larger than `LARGEST_PICTURE`: noise is the only one that needs the last."""
@@ -45,7 +46,7 @@ def gallery_groups(items: Sequence[GalleryItem]) -> list[dict[str, Any]]:
 
 def _shown(item: GalleryItem) -> dict[str, Any]:
     rows, columns = item.picture.shape[:2]
-    said = f"{item.probability:.0%}".replace("%", " %")
+    said = percent_text(item.probability)
     return {
         "picture": _jpeg(item.picture),
         "heatmap": "" if item.heatmap is None else _png(_smaller(item.heatmap)),

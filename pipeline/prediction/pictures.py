@@ -19,6 +19,7 @@ from pipeline.prepared.dataset import Prepared
 from pipeline.profile_settings import Profile, Texts
 from pipeline.render import Legend, result_picture
 from pipeline.run import ModelFacts
+from pipeline.wording import probability_text
 
 
 def said(findings: Sequence[Finding], texts: Texts, digits: int) -> str:
@@ -29,15 +30,6 @@ def said(findings: Sequence[Finding], texts: Texts, digits: int) -> str:
         if finding.called
     ]
     return "; ".join(lines) or texts.no_finding
-
-
-def probability_text(probability: float, digits: int) -> str:
-    """'0.93'; '>0.99' and '<0.01' where rounding would say 1.00 and 0.00, which no model knows."""
-    step = 10.0**-digits
-    rounded = round(probability, digits)
-    if rounded >= 1.0:
-        return f">{1 - step:.{digits}f}"
-    return f"<{step:.{digits}f}" if rounded <= 0.0 else f"{rounded:.{digits}f}"
 
 
 def source_evidence(result: ImageResult, shown: int, facts: ModelFacts, geometry: Geometry) -> NDArray[np.float32]:
