@@ -72,10 +72,12 @@ def radiographs(root: Path) -> list[tuple[str, str, str]]:
 
 
 def whole(images: list[tuple[str, str, str]]) -> list[str]:
-    """Splits of a first training: a seventh of the patients or blocks validates, nothing is tested."""
-    names = sorted({group for _, _, group in images})
-    aside = set(np.random.default_rng(0).permutation(names)[: max(2, len(names) // 7)].tolist())
-    return ["validation" if group in aside else "train" for _, _, group in images]
+    """Splits of a first training: a seventh of the patients or blocks validates; as many are tested as a training asks for, a fourteenth."""
+    names = np.random.default_rng(0).permutation(sorted({group for _, _, group in images})).tolist()
+    validating = max(2, len(names) // 7)
+    tested = validating + max(1, len(names) // 14)
+    aside = dict.fromkeys(names[:validating], "validation") | dict.fromkeys(names[validating:tested], "test")
+    return [aside.get(group, "train") for _, _, group in images]
 
 
 def small(images: list[tuple[str, str, str]], dataset: str, fold: int, count: int) -> list[str]:
