@@ -72,11 +72,14 @@ def radiographs(root: Path) -> list[tuple[str, str, str]]:
 
 
 def whole(images: list[tuple[str, str, str]]) -> list[str]:
-    """Splits of a first training: a seventh of the patients or blocks validates; as many are tested as a training asks for, a fourteenth."""
-    names = np.random.default_rng(0).permutation(sorted({group for _, _, group in images})).tolist()
-    validating = max(2, len(names) // 7)
-    tested = validating + max(1, len(names) // 14)
-    aside = dict.fromkeys(names[:validating], "validation") | dict.fromkeys(names[validating:tested], "test")
+    """Splits of a first training: of each class's patients or blocks an eighth validates, and an eighth is tested, as must be."""
+    order = np.random.default_rng(0).permutation(sorted({group for _, _, group in images})).tolist()
+    aside: dict[str, str] = {}
+    for label in sorted({label for _, label, _ in images}):
+        of_class = {group for _, one, group in images if one == label}
+        left = [name for name in order if name in of_class and name not in aside]
+        few = max(1, len(left) // 8)
+        aside |= dict.fromkeys(left[:few], "validation") | dict.fromkeys(left[few : 2 * few], "test")
     return [aside.get(group, "train") for _, _, group in images]
 
 
