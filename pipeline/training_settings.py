@@ -121,8 +121,8 @@ class Training(Settings):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, step by step, which is validated and kept in place of them; null: off."""
     plain_epochs: Annotated[int, Field(ge=0)] = 0
-    """In the last so many epochs images only move, as with `augmentation.plain` 1: weights and the statistics of batch norm settle on
-    images as sharp as those that are predicted. Not reached where training ends early."""
+    """In the last so many epochs images are at most mirrored: weights and the statistics of batch norm settle on images as sharp as those
+    that are predicted (one that is moved is softer, as it is interpolated). Not reached where training ends early."""
     unfreeze_every: Annotated[int, Field(ge=1)] | None = None
     """Gradual unfreezing (Howard and Ruder 2018): training begins with the head, and after every so many epochs one more stage joins, down
     to `network.trainable`; null: all of it from the start."""

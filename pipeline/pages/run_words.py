@@ -177,7 +177,7 @@ def _variation_words(config: Config) -> str:
     copies, told = config.training.feature_copies, ", ".join(augmentation_words(config.augmentation))
     if not config.features_are_kept or not told:
         plain = config.training.plain_epochs
-        return f"{told}; in the last {counted(plain, 'epoch')} only moved" if told and plain else told or "none"
+        return f"{told}; in the last {counted(plain, 'epoch')} only mirrored" if told and plain else told or "none"
     return f"{copies} varied {'copy' if copies == 1 else 'copies'} of each image: {told}" if copies else "none"
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.prediction.volume_evidence import resampled_slices
-from pipeline.training.feed import Batch, Labels, Levels, Pairs, is_plain, only_moved, standardised
+from pipeline.training.feed import Batch, Labels, Levels, Pairs, is_plain, standardised, varied_in
 from transforms.augment import Augmentations, augment_batch, draw, noise_seed, uniforms
 from transforms.intensity import from_levels
 
@@ -37,7 +37,7 @@ class LabelledBags(Dataset[Batch]):
     """One split: for each case the positions of its images in their order, and its label; `labels` (cases,) or (cases, classes).
 
     `pooling` attention: samples of `bag_size` images, or, where it is None, all of them; volume: all, resampled to `bag_size` slices.
-    With `augmentation` each (seed, epoch, item) has its own variant, which from the epoch `plain_from` on only moves: one draw a case,
+    With `augmentation` each (seed, epoch, item) has its own variant, which from the epoch `plain_from` on is a mirror at most: one draw a case,
     alike for all of its images but for the noise itself. They are of one patient and one scanner, and so is what varies (place, window,
     sharpness); a draw for each image would average out over the bag, and the case would hardly vary at all.
     """
@@ -90,7 +90,7 @@ class LabelledBags(Dataset[Batch]):
             images = images.transpose(1, 2)
         cases, count, channels = images.shape[:3]
         if "numbers" in batch:
-            drawn = draw(only_moved(self.augmentation, batch["plain"]), np.asarray(batch["numbers"]))
+            drawn = draw(varied_in(self.augmentation, batch["plain"]), np.asarray(batch["numbers"]))
             # As channels of one image, all images of a case share its draw, its grid, and the mean that contrast keeps.
             images = augment_batch(images.flatten(1, 2), drawn, noise_seed=batch["noise_seed"])
         each = standardised(images.reshape(cases * count, channels, *images.shape[-2:]), self.mean, self.std)

@@ -8,7 +8,7 @@ of its data. Images are (batch, channels, rows, columns); levels uint16, half th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ class Levels(Protocol):
 class LabelledImages(Dataset[Batch]):
     """One split: positions `rows` (n,) of `images` with their labels, (n,) or (n, k), and how they become network input.
 
-    With `augmentation` each (seed, epoch, item) has its own variant; from the epoch `plain_from` on it only moves.
+    With `augmentation` each (seed, epoch, item) has its own variant; from the epoch `plain_from` on it is at most mirrored.
     """
 
     images: Levels
@@ -105,7 +105,7 @@ class LabelledImages(Dataset[Batch]):
         """MONAI's `prepare_batch`: the network's input, channels last, and the labels, on the device."""
         images = from_levels(batch["levels"].to(device, non_blocking=non_blocking))
         if "numbers" in batch:
-            drawn = draw(only_moved(self.augmentation, batch["plain"]), np.asarray(batch["numbers"]))
+            drawn = draw(varied_in(self.augmentation, batch["plain"]), np.asarray(batch["numbers"]))
             images = augment_batch(images, drawn, noise_seed=batch["noise_seed"])
         return standardised(images, self.mean, self.std), batch["label"].to(device, non_blocking=non_blocking)
 
@@ -122,13 +122,15 @@ class LabelledImages(Dataset[Batch]):
 
 
 def is_plain(epoch: int, plain_from: int | None) -> bool:
-    """Whether `epoch` of a pair (from 1, more where an item comes again) is one in which images only move."""
+    """Whether `epoch` of a pair (from 1, more where an item comes again) is one in which images are at most mirrored."""
     return plain_from is not None and epoch % EPOCHS_APART >= plain_from
 
 
-def only_moved(augmentation: Augmentations, plain: bool) -> Augmentations:
-    """What varies an image; in a plain epoch its place alone."""
-    return replace(augmentation, plain=1.0) if plain else augmentation
+def varied_in(augmentation: Augmentations, plain: bool) -> Augmentations:
+    """What varies an image; in a plain epoch mirrors alone, as whatever moves it by less than a pixel softens it."""
+    if not plain:
+        return augmentation
+    return Augmentations(flip_horizontal=augmentation.flip_horizontal, flip_vertical=augmentation.flip_vertical)
 
 
 @dataclass(frozen=True)

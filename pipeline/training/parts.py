@@ -120,7 +120,7 @@ def _augmentation(config: Config, varied: bool) -> Augmentations:
 
 
 def _plain_from(training: Training) -> int | None:
-    """The first of the epochs in which images only move."""
+    """The first of the epochs in which images are at most mirrored."""
     return training.epochs - training.plain_epochs + 1 if training.plain_epochs else None
 
 
