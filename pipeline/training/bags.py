@@ -37,7 +37,7 @@ class LabelledBags(Dataset[Batch]):
     """One split: for each case the positions of its images in their order, and its label; `labels` (cases,) or (cases, classes).
 
     `pooling` attention: samples of `bag_size` images, or, where it is None, all of them; volume: all, resampled to `bag_size` slices.
-    With `augmentation` each (seed, epoch, item) has its own variant, which from the epoch `plain_from` on is a mirror at most: one draw a case,
+    With `augmentation` each (seed, epoch, item) has its own variant, from the epoch `plain_from` on a mirror at most: one draw a case,
     alike for all of its images but for the noise itself. They are of one patient and one scanner, and so is what varies (place, window,
     sharpness); a draw for each image would average out over the bag, and the case would hardly vary at all.
     """
