@@ -6,14 +6,13 @@ among the files. `check.csv` in --out has a row a file: path, sop_class, sop_ins
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from pipeline.archive import is_archive, list_members
+from pipeline.csv_text import csv_text
 from pipeline.dicom.checked_file import CheckedFile, check_file, cross_findings
 from pipeline.errors import RejectReason, SourceError
 from pipeline.files import write_whole
@@ -105,19 +104,12 @@ def check(
         )
     summary = CheckSummary(tuple(_verdicts(listed, judged)))
     if out is not None:
-        write_whole(out / CHECK_FILE, _table(summary.files))
+        write_whole(out / CHECK_FILE, csv_text(COLUMNS, map(_row, summary.files)))
     return summary
 
 
-def _table(files: Sequence[FileVerdict]) -> str:
-    """As CSV; with the standard library, as a check needs neither pandas nor torch, which take longer to import than it runs."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(
-        (file.path, file.sop_class, file.sop_instance_uid, file.status, "; ".join(file.findings)) for file in files
-    )
-    return text.getvalue()
+def _row(file: FileVerdict) -> tuple[str, ...]:
+    return file.path, file.sop_class, file.sop_instance_uid, file.status, "; ".join(file.findings)
 
 
 def _listed(path: Path, pool: WorkerPool) -> Iterator[tuple[Path, Entry]]:

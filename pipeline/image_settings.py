@@ -161,5 +161,5 @@ class Augmentation(Settings):
     cutout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """A square whose side is drawn from 0 to this fraction of the image's side becomes black, at a random place."""
     plain: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability that an image only moves, its sharpness and values as they are. With 0 and blur, sharpen, coarse or noise
+    """Probability that an image only moves, which softens it a little, and keeps its values. With 0 and blur, sharpen, coarse or noise
     hardly an image of a training is as sharp as those that are predicted."""

@@ -9,13 +9,13 @@ whatever the original studies hold of their patients.
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.crosswalk import Row, read_crosswalk
+from pipeline.csv_text import csv_text
 from pipeline.dicom.reidentification import Image, NotReturned, Returned, StudyJob, return_study
 from pipeline.errors import ConfigError, SourceError
 from pipeline.files import alone, write_whole
@@ -147,15 +147,7 @@ def _write_tables(
         if not isinstance(outcome := outcomes[one.path], Returned)
     ]
     rows = [(one.kind, one.case_id, to.path, to.sop_instance_uid, to.content_digest) for one, to in done]
-    write_whole(target / OBJECTS_FILE, _table(OBJECT_COLUMNS, rows))
+    write_whole(target / OBJECTS_FILE, csv_text(OBJECT_COLUMNS, rows))
     references = ((to.sop_instance_uid, source) for _, to in done for source in to.sources)
-    write_whole(target / REFERENCES_FILE, _table(REFERENCE_COLUMNS, references))
-    write_whole(target / LEFT_FILE, _table(LEFT_COLUMNS, left))
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
+    write_whole(target / REFERENCES_FILE, csv_text(REFERENCE_COLUMNS, references))
+    write_whole(target / LEFT_FILE, csv_text(LEFT_COLUMNS, left))

@@ -40,7 +40,7 @@ ROWS = [
     {
         *("config", "settings", "image_settings", "training_settings", "profile_settings", "manifest", "rule_settings"),
         *("deidentify_settings", "crosswalk"),
-        *("label_arrays", "identity", "columns", "arrow", "wording", "errors", "files", "archive", "peers"),
+        *("label_arrays", "identity", "columns", "csv_text", "arrow", "wording", "errors", "files", "archive", "peers"),
     },
 ]
 """From the top. `__init__` holds the version and may be imported by all."""

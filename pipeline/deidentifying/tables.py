@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.csv_text import csv_text
 from pipeline.deidentifying.outcomes import Outcomes
 from pipeline.errors import RejectReason
 from pipeline.files import write_whole
@@ -77,19 +75,10 @@ def write_tables(out: Path, outcomes: Outcomes) -> None:
     rows = sorted(outcomes.rows, key=lambda row: (row["path"], row["file"]))
     write_whole(
         out / DEIDENTIFIED_FILE,
-        _table(DEIDENTIFIED_COLUMNS, [[row[name] for name in DEIDENTIFIED_COLUMNS] for row in rows]),
+        csv_text(DEIDENTIFIED_COLUMNS, [[row[name] for name in DEIDENTIFIED_COLUMNS] for row in rows]),
     )
-    write_whole(out / HELD_FILE, _table(REASON_COLUMNS, sorted(outcomes.held)))
-    write_whole(out / REJECTS_FILE, _table(REASON_COLUMNS, sorted(outcomes.rejects)))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As CSV; with the standard library, as nothing here needs pandas."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
+    write_whole(out / HELD_FILE, csv_text(REASON_COLUMNS, sorted(outcomes.held)))
+    write_whole(out / REJECTS_FILE, csv_text(REASON_COLUMNS, sorted(outcomes.rejects)))
 
 
 def summary_of(outcomes: Outcomes, removed: int) -> DeidentifySummary:
