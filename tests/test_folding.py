@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.config import Network, Preprocessing
 from pipeline.files import file_digest
 from pipeline.manifest import Rules
-from pipeline.networks.folding import FOLDED_TOLERANCE, _fold, fold_batch_norms
+from pipeline.networks.equivalence import SAME_WITHIN
+from pipeline.networks.folding import _fold, fold_batch_norms
 from pipeline.networks.input_layer import RESNET_INPUT
 from pipeline.networks.model import WEIGHTS_FILE, new_network
 from pipeline.prediction.predict import load_model, trained_model
@@ -80,7 +81,7 @@ def test_a_folded_network_says_what_the_network_says(architecture: str, given: d
         features, expected = (one.features(images) for one in (found.network, network))
         logits, expected_logits = found.network.classify(features), network.classify(expected)
     for ours, theirs in ((features, expected), (logits, expected_logits)):
-        assert float((ours - theirs).abs().max()) <= FOLDED_TOLERANCE * max(1.0, float(theirs.abs().max()))
+        assert float((ours - theirs).abs().max()) <= SAME_WITHIN * max(1.0, float(theirs.abs().max()))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert norms_of(network) == folded + left
 
@@ -204,7 +205,7 @@ def test_what_differs_is_refused():
     network = Small(features)
     found = fold_batch_norms(network, 1, SIZE)
     assert found.network is network
-    assert found.difference > FOLDED_TOLERANCE
+    assert found.difference > SAME_WITHIN
     assert "differs" in found.refused
 
 
@@ -272,7 +273,7 @@ def test_a_model_is_folded_unless_its_heatmaps_need_the_network(tmp_path: Path):
     told, same, expected = (model.predict(levels) for model in (fast, again, plain_one))
     for name in ("logits", "evidence", "probabilities"):
         assert np.array_equal(getattr(told, name), getattr(same, name))
-        np.testing.assert_allclose(getattr(told, name), getattr(expected, name), atol=FOLDED_TOLERANCE)
+        np.testing.assert_allclose(getattr(told, name), getattr(expected, name), atol=SAME_WITHIN)
     assert file_digest(tmp_path / WEIGHTS_FILE) == digest
     assert fast.facts.digest == plain_one.facts.digest == written.digest
 

@@ -20,17 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.networks.model import Classifier
-from pipeline.networks.volume_network import VolumeClassifier
-
-FOLDED_TOLERANCE = 1e-4
-"""Of the largest value there is, or of 1 where all are smaller: float32 rounds a hundred layers to a tenth of this, folded or not; a batch
-norm in the wrong place is off by the values themselves."""
-EXAMPLE_IMAGES = 1
-EXAMPLE_DEPTH, EXAMPLE_SIDE = 32, 64
-"""Of the one volume that a 3-D network is tried on: its layers are the same for any, and a whole one takes seconds."""
-
-Network = Classifier | VolumeClassifier
+from pipeline.networks.equivalence import SAME_WITHIN, Network, answers, difference, example
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Folded:
     network: Network
     pairs: tuple[tuple[str, str], ...]
     difference: float
-    """The largest between what the two say of random images (features and logits), measured as `FOLDED_TOLERANCE` says."""
+    """The largest between what the two say of random images (features and logits), measured as `SAME_WITHIN` says."""
     refused: str = ""
 
 
@@ -49,37 +39,19 @@ def fold_batch_norms(network: Network, channels: int, size: int) -> Folded:
     """`network` in evaluation mode, each batch norm folded that can be, on the CPU; tried on images of `channels` and `size` pixels a
     side."""
     folded = copy.deepcopy(network).cpu().eval()
-    images = _example(folded, channels, size)
+    images = example(folded, channels, size)
     with torch.no_grad(), _Watch(folded) as watch:
-        expected = _says(folded, images)
+        expected = answers(folded, images)
     pairs = tuple(watch.pairs())
     if not pairs:
         return Folded(network, (), 0.0, "no batch norm stands alone after a convolution")
     for convolution, norm in pairs:
         _fold(folded, convolution, norm)
     with torch.no_grad():
-        difference = _difference(expected, _says(folded, images))
-    if not difference <= FOLDED_TOLERANCE:  # nor where it is no number
-        return Folded(network, (), difference, f"folded it differs by {difference:.1g}")
-    return Folded(folded, pairs, difference)
-
-
-def _example(network: Network, channels: int, size: int) -> torch.Tensor:
-    """Noise: it reaches every channel, and rarely leaves an activation at nought."""
-    flat, volume = (EXAMPLE_IMAGES, channels, size, size), (1, channels, EXAMPLE_DEPTH, EXAMPLE_SIDE, EXAMPLE_SIDE)
-    shape = volume if isinstance(network, VolumeClassifier) else flat
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def _says(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    features = network.features(images)
-    return features, network.classify(features)
-
-
-def _difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
-    """The largest, as `FOLDED_TOLERANCE` measures it; NaN where any is."""
-    pairs = zip(expected, found, strict=True)
-    return float(torch.stack([(a - b).abs().max() / a.abs().max().clamp(min=1.0) for a, b in pairs]).max())
+        apart = difference(expected, answers(folded, images))
+    if not apart <= SAME_WITHIN:  # nor where it is no number
+        return Folded(network, (), apart, f"folded it differs by {apart:.1g}")
+    return Folded(folded, pairs, apart)
 
 
 class _Watch(TorchDispatchMode):

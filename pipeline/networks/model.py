@@ -45,10 +45,15 @@ class Classifier(StagedNetwork):
         self.attention = bag_attention(width) if network.pooling == "attention" else None
         self.dropout = nn.Dropout(network.dropout)
         self.head = nn.Linear(width, classes)
+        self.fast_trunk: nn.Module | None = None
+        """The same as the backbone, of its own layers in a faster form, where one was made (`pipeline.networks.fusing`)."""
         self.set_up_stages(network, parameters_of_stages(self.backbone, backbone.stages))
 
     def trunk(self, images: torch.Tensor) -> torch.Tensor:
         """(b, channels, rows, columns) to the backbone's last feature map (b, d0, cell rows, cell columns)."""
+        if self.fast_trunk is not None:
+            features: torch.Tensor = self.fast_trunk(images)
+            return features
         return self._features_of(self.backbone, images)
 
     def after_trunk(self, trunk: torch.Tensor) -> torch.Tensor:
