@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.columns import text
+from pipeline.csv_text import csv_text
 from pipeline.files import whole_file, write_whole
 from pipeline.prediction.deliver import Delivered, ObjectRow
 from pipeline.prediction.prediction_tables import STATUS_FAILED, STATUS_OK
@@ -140,9 +140,9 @@ class Ledger:
         aside.mkdir()
         (aside / IMAGES).write_text(images.to_csv(index=False, lineterminator="\n"))
         (aside / CASES).write_text(cases.to_csv(index=False, lineterminator="\n"))
-        _write_rows(aside / OBJECTS, OBJECT_COLUMNS, map(object_cells, objects))
-        _write_rows(aside / REFERENCES, REFERENCE_COLUMNS, _references(objects))
-        _write_rows(aside / NOT_WRITTEN, NOT_WRITTEN_COLUMNS, unmade)
+        (aside / OBJECTS).write_text(csv_text(OBJECT_COLUMNS, map(object_cells, objects)))
+        (aside / REFERENCES).write_text(csv_text(REFERENCE_COLUMNS, _references(objects)))
+        (aside / NOT_WRITTEN).write_text(csv_text(NOT_WRITTEN_COLUMNS, unmade))
         write_whole(aside / COUNTS_FILE, json.dumps(asdict(counts)))
         os.replace(aside, self.folder / part.name)
 
@@ -195,11 +195,3 @@ def _lines(file: TextIO, seen: set[str] | None) -> Iterator[str]:
             yield line
             if seen is not None:
                 seen.add(line)
-
-
-def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    path.write_text(content.getvalue())
