@@ -1,12 +1,13 @@
 """Two recipes on the public CT slices by five folds of blocks, each its test set once, and the paired difference over all of them.
 
 python benchmarks/ct_folds.py --root DATA --out DIR [--recipes ct_slices_report ct_slices] [--folds 0 1 2 3 4] [--set KEY=VALUE ...]
-    [--random] [--stress]
+    [--seeds 0 1 2] [--random] [--stress]
 
 DATA holds ct_slices_png/. Blocks are 48 consecutive numbers of a class, standing for patients whom nobody recorded; fold f tests the
 blocks b with b mod 5 = f, validates (chooses epoch and threshold) on one block of each class of the fold after it, and trains on the
 rest. --random divides the slices at random in place of blocks, as the report did: neighbours of one patient then stand on both sides.
-What is there already is not trained again. --set holds for every recipe, RECIPE:KEY=VALUE for one.
+With several seeds each fold is trained as often: a recipe is more than one lucky training. What is there already is not trained again.
+--set holds for every recipe, RECIPE:KEY=VALUE for one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipes", nargs="+", default=["ct_slices_report", "ct_slices"])
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(FOLDS)))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--random", action="store_true")
     parser.add_argument("--stress", action="store_true")
@@ -46,11 +48,14 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for fold in options.folds:
         manifest = write_manifest(options.root, options.out, fold, options.random)
-        for recipe in options.recipes:
-            learn(recipe, manifest, options)
-            told(options, recipe, fold)
+        for seed in options.seeds:
+            for recipe in options.recipes:
+                run = run_folder(options.out, recipe, fold, seed)
+                learn(recipe, manifest, run, seed, options)
+                told(run, recipe, fold, seed)
     if len(options.recipes) == 2:
-        runs = [str(run_folder(options.out, recipe, fold)) for fold in options.folds for recipe in options.recipes]
+        trainings = [(fold, seed) for fold in options.folds for seed in options.seeds]
+        runs = [str(run_folder(options.out, recipe, *one)) for one in trainings for recipe in options.recipes]
         radloop("compare", *runs, "--split", "test", "--out", str(options.out / "compare"))
     return 0
 
@@ -81,10 +86,9 @@ def _split(block: int, fold: int) -> str:
     return "validation" if block == (fold + 1) % FOLDS + FOLDS else "train"
 
 
-def learn(recipe: str, manifest: Path, options: argparse.Namespace) -> None:
+def learn(recipe: str, manifest: Path, run: Path, seed: int, options: argparse.Namespace) -> None:
     """One training and its evaluation."""
-    run = run_folder(options.out, recipe, int(manifest.stem.partition("-")[2]))
-    settings = [f"manifest={manifest.resolve()}"]
+    settings = [f"manifest={manifest.resolve()}", f"seed={seed}"]
     for given in options.set:
         key = given.removeprefix(f"{recipe}:")
         settings += [key] if ":" not in key.partition("=")[0] else []
@@ -97,23 +101,22 @@ def learn(recipe: str, manifest: Path, options: argparse.Namespace) -> None:
         radloop("evaluate", str(run), *(["--stress"] if options.stress else []))
 
 
-def run_folder(out: Path, recipe: str, fold: int) -> Path:
-    return out / f"{Path(recipe).stem}-{fold}"
+def run_folder(out: Path, recipe: str, fold: int, seed: int) -> Path:
+    return out / f"{Path(recipe).stem}-{fold}{f'-seed{seed}' if seed else ''}"
 
 
 def radloop(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "pipeline", *arguments], check=True)
 
 
-def told(options: argparse.Namespace, recipe: str, fold: int) -> None:
-    """One line of a fold: its figures, and the stress that costs most."""
-    run = run_folder(options.out, recipe, fold)
+def told(run: Path, recipe: str, fold: int, seed: int) -> None:
+    """One line of a training: its figures, and the stress that costs most."""
     record = json.loads((run / "evaluation" / "metrics.json").read_text())
     figures = "  ".join(f"{name} {record['metrics'][name]['value']:.3f}" for name in FIGURES)
     drops = [(row["drop"]["auroc"]["value"], row["name"]) for row in record.get("stress", [])]
     worst = f"  worst stress {max(drops)[1]} -{max(drops)[0]:.3f}" if drops else ""
     minutes = (run / "minutes.txt").read_text().strip() if (run / "minutes.txt").is_file() else "?"
-    print(f"{recipe} fold {fold}: {figures}  {minutes} min{worst}", flush=True)
+    print(f"{recipe} fold {fold} seed {seed}: {figures}  {minutes} min{worst}", flush=True)
 
 
 if __name__ == "__main__":

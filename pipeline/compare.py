@@ -1,8 +1,9 @@
 """Two runs on the same cases: the difference of every metric, paired, with its interval.
 
-In: two runs, or several pairs of them that each have other test cases (folds that were trained one by one), which are then pooled. Out: one
-record, `compare.json`. A case must be in both runs of a pair, with the same label. Intervals are of a bootstrap over patients that draws
-the same ones for both; AUROCs are besides tested by DeLong's test with patients as clusters (pipeline.metrics.delong).
+In: two runs, or several pairs of them, which are then pooled: folds that were trained one by one, each with other test cases, or the same
+ones trained again with another seed, where a case counts once a training. Out: one record, `compare.json`. A case must be in both runs of
+a pair, with the same label. Intervals are of a bootstrap over patients that draws the same ones for both; AUROCs are besides tested by
+DeLong's test with patients as clusters (pipeline.metrics.delong).
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ def compare(
 ) -> dict[str, Any]:
     """Differences of `second` minus `first`, with intervals; what compare.json holds, written into `out` where it is given.
 
-    `also`: further pairs, whose cases are pooled with these. `split`: train, validation, test or CROSS_VALIDATION; where empty,
-    CROSS_VALIDATION if all are ensembles of folds, else test. A run that has not been evaluated on it is. RunError where the two of a pair
-    do not have the same cases and labels.
+    `also`: further pairs, whose cases are pooled with these; a case again only by other models. `split`: train, validation, test or
+    CROSS_VALIDATION; where empty, CROSS_VALIDATION if all are ensembles of folds, else test. A run that has not been evaluated on it is.
+    RunError where the two of a pair do not have the same cases and labels.
     """
     pairs = [(first, second), *also]
     split = split or _usual_split([run for pair in pairs for run in pair])
@@ -88,7 +89,10 @@ def compare(
     if not usable.any():
         raise RunError("not one case was predicted by both runs: there is nothing to compare")
     a, b = (scored(table[usable], one["patient_key"][usable], facts) for table in (one, other))
-    record = _record(split, pairs, told, (a, b), paired(a, b, config.evaluation.resamples, config.seed), config)
+    distinct = one.loc[usable, "case_id"].nunique()
+    record = _record(
+        split, pairs, told, (a, b), distinct, paired(a, b, config.evaluation.resamples, config.seed), config
+    )
     record["left_out"] = int((~usable).sum())
     groups = _groups(one, other, len(pairs))
     if groups is not None:
@@ -151,10 +155,11 @@ def _pooled(told: Sequence[tuple[_Told, _Told]]) -> tuple[pd.DataFrame, pd.DataF
         for side in (0, 1)
     )
     twice = int(one["case_id"].duplicated().sum())
-    if twice:
-        raise RunError(
-            f"{counted(twice, 'case')} in more than one pair of runs: expected each pair to have other cases"
-        )
+    for models in ([pair[0].facts.digest for pair in told], [pair[1].facts.digest for pair in told]):
+        if twice and len(set(models)) < len(models):
+            raise RunError(
+                f"{counted(twice, 'case')} in more than one pair of runs by the same model: expected other cases, or another training"
+            )
     return one, other
 
 
@@ -181,6 +186,7 @@ def _record(
     pairs: Sequence[tuple[Path, Path]],
     told: Sequence[tuple[_Told, _Told]],
     cases: tuple[Scored, Scored],
+    distinct: int,
     found: Paired,
     config: Config,
 ) -> dict[str, Any]:
@@ -193,7 +199,8 @@ def _record(
         "positive": cases[0].classes[cases[0].positive] if cases[0].positive is not None else None,
         "runs": [{"first": str(one), "second": str(other)} for one, other in pairs],
         "models": {"first": facts.name, "second": told[0][1].facts.name},
-        "cases": len(cases[0]),
+        "cases": distinct,
+        "predictions": len(cases[0]),
         "patients": cases[0].patients,
         "metrics": {
             name: {
@@ -205,16 +212,25 @@ def _record(
         },
         "auroc_p": _p_values(*cases),
         "method": METHOD.format(resamples=config.evaluation.resamples),
-        "warnings": _warnings(told, cases[0].patients, len(pairs) > 1 or split == CROSS_VALIDATION),
+        "warnings": _warnings(
+            told,
+            cases[0].patients,
+            pooled=len(pairs) > 1 or split == CROSS_VALIDATION,
+            repeated=distinct < len(cases[0]),
+        ),
         "intended_use": RESEARCH_ONLY,
     }
 
 
-def _warnings(told: Sequence[tuple[_Told, _Told]], patients: int, pooled: bool) -> list[str]:
+def _warnings(told: Sequence[tuple[_Told, _Told]], patients: int, *, pooled: bool, repeated: bool) -> list[str]:
     warnings = [warning for pair in told for one in pair for warning in one.warnings]
     if patients < FEW_PATIENTS:
         warnings.append(
             f"Only {counted(patients, 'patient')}: below {FEW_PATIENTS}, intervals are rough and too narrow."
+        )
+    if repeated:
+        warnings.append(
+            "Several trainings of the same cases: figures are means over them; intervals are of patients alone, not of trainings."
         )
     if pooled:
         warnings.append(
@@ -260,6 +276,8 @@ def _p_values(one: Scored, other: Scored) -> dict[str, float | None]:
 def compare_lines(record: dict[str, Any], names: Sequence[str] = MAIN_METRICS) -> list[str]:
     """The main figures as text: both runs', and the difference with its interval."""
     of_whom = f"{counted(record['cases'], 'case')} of {counted(record['patients'], 'patient')}"
+    if record["predictions"] > record["cases"]:
+        of_whom += f", {record['predictions']} predictions of either side by several trainings"
     left_out = f"; {record['left_out']} not predicted by both are left out" if record["left_out"] else ""
     lines = [f"{record['split']}: {of_whom}, paired{left_out}"]
     lines += [f"  {pair['first']} against {pair['second']}" for pair in record["runs"]]

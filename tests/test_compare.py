@@ -13,6 +13,7 @@ import pytest
 from pipeline.compare import COMPARE_FILE, CROSS_VALIDATION, compare, compare_lines
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
+from pipeline.run import read_model
 
 pytest_plugins = ["tests.tiny_fixtures"]
 pytestmark = pytest.mark.slow
@@ -150,5 +151,32 @@ def test_several_pairs_are_pooled(evaluated: Path, two_folds: Path, tmp_path: Pa
     change, expected = (one["metrics"]["brier"]["difference"]["value"] for one in (found, whole))
     assert found["cases"] == 24
     assert change == pytest.approx(expected)
-    with pytest.raises(RunError, match="12 cases in more than one pair"):
+    with pytest.raises(RunError, match="12 cases in more than one pair of runs by the same model"):
         compare(*runs[0], also=[runs[0]], progress=False)
+
+
+def _as_if_trained_again(run: Path, target: Path) -> Path:
+    """A copy by another model, with the same predictions."""
+    shutil.copytree(run, target)
+    for path, change in (
+        (target / "model.json", lambda facts: {"best_epoch": facts["best_epoch"] + 1}),
+        (target / "evaluation/metrics.json", lambda _: {"model_digest": read_model(target).digest}),
+    ):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | change(content)))
+    return target
+
+
+def test_the_same_cases_by_several_trainings_count_once_each(evaluated: Path, tmp_path: Path) -> None:
+    better = _better(evaluated, tmp_path / "better")
+    again = [_as_if_trained_again(run, tmp_path / f"{run.name}-again") for run in (evaluated, better)]
+    once = compare(evaluated, better, progress=False)
+    found = compare(evaluated, better, also=[(again[0], again[1])], progress=False)
+    assert (found["cases"], found["predictions"], found["patients"]) == (24, 48, once["patients"])
+    assert (once["cases"], once["predictions"]) == (24, 24)
+    for name in ("accuracy", "brier"):
+        expected, change = (one["metrics"][name]["difference"] for one in (once, found))
+        assert change == pytest.approx(expected)  # no narrower for being asked twice
+    assert any("Several trainings" in warning for warning in found["warnings"])
+    assert not any("Several trainings" in warning for warning in once["warnings"])
+    assert "48 predictions" in compare_lines(found)[0]

@@ -60,7 +60,8 @@ def add(commands: Commands) -> None:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="two runs, or several pairs (A1 B1 A2 B2 ...), whose cases are pooled; figures are the second's minus the first's",
+        help="two runs, or several pairs (A1 B1 A2 B2 ...), whose cases are pooled (folds, or the same trained again with another seed); "
+        "figures are the second's minus the first's",
     )
     compare.add_argument(
         "--split",
