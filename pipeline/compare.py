@@ -267,7 +267,7 @@ def _p_values(one: Scored, other: Scored) -> dict[str, float | None]:
     numbers = range(len(one.classes)) if one.positive is None else (one.positive,)
     return {
         one.classes[number]: auroc_difference_p(
-            one.of_class(number), one.probabilities[:, number], other.probabilities[:, number], one.patient
+            one.of_class(number), one.ranking(number), other.ranking(number), one.patient
         )
         for number in numbers
     }

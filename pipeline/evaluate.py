@@ -19,7 +19,7 @@ from pipeline.errors import RunError
 from pipeline.evaluation.case_units import by_unit
 from pipeline.evaluation.out_of_fold import cross_validation
 from pipeline.evaluation.scoring import Predictions, predict_subject, scored
-from pipeline.evaluation.stress import stress_table, stress_test, stress_warnings
+from pipeline.evaluation.stress import costs_much, stress_table, stress_test, stress_warnings
 from pipeline.evaluation.subject import Subject, other_data, own_split
 from pipeline.files import write_whole
 from pipeline.indexing.index import read_index
@@ -309,7 +309,8 @@ def summary_lines(record: dict[str, Any], names: Sequence[str] = MAIN_METRICS) -
     for row in record.get("stress", []):
         value, drop = (row[what].get("auroc", {}).get("value") for what in ("metrics", "drop"))
         if value is not None:
-            lines.append(f"  under {row['name']}: auroc {value:.3f}, a drop of {drop:.3f}")
+            much = f" ({', '.join(costs_much(row))}: much)" if costs_much(row) else ""
+            lines.append(f"  under {row['name']}: auroc {value:.3f}, a drop of {drop:.3f}{much}")
     return lines
 
 

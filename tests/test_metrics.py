@@ -158,6 +158,20 @@ def test_intervals_are_ordered_and_hold_their_value(data: tuple[np.ndarray, ...]
             assert 0 <= one.low <= one.value <= one.high <= 1
 
 
+def test_probabilities_that_round_to_one_are_no_ties() -> None:
+    """A temperature of 0.1 brings logits of 5 and 6 to 1.0 both; what the other class has left tells them apart."""
+    odds = np.array([60.0, 50.0, 55.0, 40.0, 0.5, -45.0])
+    rest = np.exp(-np.logaddexp(0, odds))
+    probabilities = np.column_stack([rest, np.exp(-np.logaddexp(0, -odds))])
+    assert (probabilities[:4, 1] == 1.0).sum() >= 3
+    label = np.array([1, 1, 0, 0, 1, 0])
+    cases = score(label, probabilities, np.arange(6), classes=("a", "b"))
+    found = evaluate_predictions(label, probabilities, np.arange(6), classes=("a", "b"), resamples=50).metrics
+    assert found["auroc"].value == pytest.approx(reference.roc_auc_score(label, odds))
+    assert found["average_precision"].value == pytest.approx(reference.average_precision_score(label, odds))
+    assert list(np.argsort(cases.ranking(1))) == list(np.argsort(odds))
+
+
 def test_known_example() -> None:
     label = np.array([1, 1, 1, 0, 0, 0, 0, 1])
     probabilities = _two([0.9, 0.8, 0.3, 0.4, 0.2, 0.1, 0.6, 0.5])

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.evaluate import evaluate, summary_lines
 from pipeline.evaluation.scoring import predict_subject
-from pipeline.evaluation.stress import LARGEST_DROP, compared, stress_table, stress_test, stress_warnings
+from pipeline.evaluation.stress import LARGEST_DROP, compared, costs_much, stress_table, stress_test, stress_warnings
 from pipeline.evaluation.subject import Subject, own_split
 from pipeline.prediction.predict import TrainedModel, load_model
 from transforms.stress import STRESSES
@@ -87,6 +87,18 @@ def test_a_large_drop_is_warned_about(drop: float | None, warned: bool) -> None:
     assert not warned or "Stress blur (softer images): AUROC falls by 0.060 to 0.840." in warnings
 
 
+def test_calls_that_all_turn_are_warned_about_though_the_ranking_stays() -> None:
+    row = {"name": "dark", "words": "a darker image", "failed": 0}
+    row["metrics"] = {
+        name: {"value": value} for name, value in (("auroc", 1.0), ("sensitivity", 0.0), ("specificity", 1.0))
+    }
+    row["drop"] = {
+        name: {"value": value} for name, value in (("auroc", 0.0), ("sensitivity", 1.0), ("specificity", 0.0))
+    }
+    assert costs_much(row) == ["sensitivity"]
+    assert stress_warnings([row]) == ["Stress dark (a darker image): sensitivity falls by 1.000 to 0.000."]
+
+
 def test_every_stress_is_evaluated_and_kept_only_while_it_holds(two_classes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(two_classes, run)
@@ -135,6 +147,7 @@ def test_one_stress_after_the_other_by_name(
     rows = stress_test(model, subject, _predictions(subject, right), resamples=RESAMPLES, seed=0, progress=False)
     assert asked == ["upside", "none"]
     assert [row["drop"]["accuracy"]["value"] for row in rows] == [1.0, 0.0]
-    assert stress_warnings(rows) == ["Stress upside (upside down): AUROC falls by 1.000 to 0.000."]
+    falls = ", ".join(f"{name} falls by 1.000 to 0.000" for name in ("AUROC", "sensitivity", "specificity"))
+    assert stress_warnings(rows) == [f"Stress upside (upside down): {falls}."]
     table = stress_table(rows).set_index(["stress", "metric"])
     assert table.loc[("upside", "auroc"), ["value", "drop", "drop_low"]].tolist() == [0.0, 1.0, 1.0]

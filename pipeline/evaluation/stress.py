@@ -21,6 +21,11 @@ from transforms.stress import STRESSES
 LARGEST_DROP = 0.05
 """Of AUROC, that a stress may cost without a warning: what radloop's own default is held to."""
 
+LARGEST_CALLED_DROP = 0.1
+"""Of sensitivity or specificity: where all probabilities rise alike the ranking is as before, and every call at the threshold may be wrong."""
+LIMITS = {"auroc": LARGEST_DROP, "sensitivity": LARGEST_CALLED_DROP, "specificity": LARGEST_CALLED_DROP}
+WORDS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
+
 
 def stress_test(
     model: TrainedModel, subject: Subject, plain: pd.DataFrame, *, resamples: int, seed: int, progress: bool = True
@@ -57,15 +62,22 @@ def compared(
     }
 
 
+def costs_much(row: Mapping[str, Any]) -> list[str]:
+    """The metrics of `LIMITS` that a stress costs more of than it may."""
+    drops = {name: row["drop"].get(name, {}).get("value") for name in LIMITS}
+    return [name for name, drop in drops.items() if drop is not None and drop > LIMITS[name]]
+
+
 def stress_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each stress that costs more than `LARGEST_DROP` of AUROC, and for those under which images fail."""
+    """A sentence for each stress that costs much, and for those under which images fail."""
     warnings = []
     for row in rows:
-        drop = row["drop"].get("auroc", {}).get("value")
-        if drop is not None and drop > LARGEST_DROP:
-            warnings.append(
-                f"Stress {row['name']} ({row['words']}): AUROC falls by {drop:.3f} to {row['metrics']['auroc']['value']:.3f}."
-            )
+        falls = [
+            f"{WORDS[name]} falls by {row['drop'][name]['value']:.3f} to {row['metrics'][name]['value']:.3f}"
+            for name in costs_much(row)
+        ]
+        if falls:
+            warnings.append(f"Stress {row['name']} ({row['words']}): {', '.join(falls)}.")
         if row["failed"]:
             warnings.append(f"Stress {row['name']}: {counted(row['failed'], 'case')} could not be predicted under it.")
     return warnings

@@ -56,7 +56,7 @@ def curves(cases: Scored, *, resamples: int, seed: int) -> Curves:
     numbers = range(len(cases.classes)) if cases.positive is None else (cases.positive,)
     roc, precision, reliable = {}, {}, {}
     for number in numbers:
-        name, truth, score = cases.classes[number], cases.of_class(number), cases.probabilities[:, number]
+        name, truth, score = cases.classes[number], cases.of_class(number), cases.ranking(number)
         points = roc_points(truth, score, cases.patient, resamples=draws, seed=seed)
         if len(points.sensitivity):
             roc[name] = points

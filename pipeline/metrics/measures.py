@@ -23,6 +23,8 @@ ECE_EDGES: Floats = np.arange(1, 10) / 10
 Neural Networks, section 2."""
 ROUNDING = 1e-6
 """What float32 sums and means may lie outside 0-1 (a few of its steps of 6e-8 to 1.2e-7); such values are clipped."""
+NEARLY_CERTAIN = 1e-6
+"""So far below 1 float64 has ten digits left for the rest."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,18 @@ class Scored:
     def called(self, number: int) -> NDArray[np.bool_]:
         """(n,) which cases are predicted so."""
         return self.predicted[:, number] > 0 if self.several else self.predicted == number
+
+    def ranking(self, number: int) -> Floats:
+        """(n,) by what cases are ranked for a class: its probability. Where that is all but 1, where float64 tells few values apart, what
+        is left to the other classes decides: a temperature below 1 brings many cases there, and they are no ties."""
+        own = self.probabilities[:, number]
+        certain = own > 1 - NEARLY_CERTAIN
+        if self.several or not certain.any():
+            return own
+        rest = np.delete(self.probabilities, number, axis=1).sum(axis=1)
+        keys = np.column_stack([np.where(certain, 1.0, own), np.where(certain, -rest, 0.0)])
+        _, rank = np.unique(keys, axis=0, return_inverse=True)
+        return rank.reshape(-1).astype(float)
 
     def take(self, rows: ArrayLike) -> Scored:
         """Some of the cases, by position or as a mask."""
@@ -145,9 +159,8 @@ def measure(cases: Scored, weights: Floats) -> dict[str, Floats]:
         return _of_findings(cases, weights)
     if cases.positive is None:
         return _of_classes(cases, weights)
-    truth, called, value = _one(cases, cases.positive)
     right = {"accuracy": _mean_of(cases.predicted == cases.label, weights)}
-    return right | _rates(truth, called, value, weights) | _calibration(truth, value, weights)
+    return right | _rates(cases, cases.positive, weights) | _calibration(cases, cases.positive, weights)
 
 
 def confusion(cases: Scored, weights: Floats) -> Floats:
@@ -163,7 +176,7 @@ def confusion(cases: Scored, weights: Floats) -> Floats:
 
 def _of_classes(cases: Scored, weights: Floats) -> dict[str, Floats]:
     """More than two classes: means over the classes that there are, each against the rest, and each class's own."""
-    each = [_rates(*_one(cases, number), weights) for number in range(len(cases.classes))]
+    each = [_rates(cases, number, weights) for number in range(len(cases.classes))]
     metrics = {"accuracy": _mean_of(cases.predicted == cases.label, weights)} | _macro(cases, each, len(weights))
     squares = ((cases.probabilities - np.eye(len(cases.classes))[cases.label]) ** 2).sum(axis=1)
     top = np.take_along_axis(cases.probabilities, cases.predicted[:, None], axis=1)[:, 0]
@@ -176,8 +189,8 @@ def _of_findings(cases: Scored, weights: Floats) -> dict[str, Floats]:
     """Several findings: of cases with every label right, of all labels, means over findings, and each finding's own."""
     numbers = range(len(cases.classes))
     agrees = cases.predicted == cases.label
-    each = [_rates(*_one(cases, number), weights) for number in numbers]
-    gaps = [_calibration(truth, value, weights) for truth, _, value in (_one(cases, number) for number in numbers)]
+    each = [_rates(cases, number, weights) for number in numbers]
+    gaps = [_calibration(cases, number, weights) for number in numbers]
     metrics = {"exact_match": _mean_of(agrees.all(axis=1), weights), "accuracy": _mean_of(agrees.mean(axis=1), weights)}
     metrics |= _macro(cases, each, len(weights))
     metrics |= {name: np.mean([gap[name] for gap in gaps], axis=0) for name in ("brier", "ece")}
@@ -189,11 +202,6 @@ def _of_findings(cases: Scored, weights: Floats) -> dict[str, Floats]:
     )
 
 
-def _one(cases: Scored, number: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Floats]:
-    """One class against the rest: truth, what is called, and its probability, each (n,)."""
-    return cases.of_class(number), cases.called(number), cases.probabilities[:, number]
-
-
 def _macro(cases: Scored, each: Sequence[Mapping[str, Floats]], rows: int) -> dict[str, Floats]:
     """Means of `RATES` over the classes that the cases have; NaN where one of them is, so that all resamples average over the same."""
     there = [number for number in range(len(cases.classes)) if cases.of_class(number).any()]
@@ -202,13 +210,14 @@ def _macro(cases: Scored, each: Sequence[Mapping[str, Floats]], rows: int) -> di
     return {name: np.mean([each[number][name] for number in there], axis=0) for name in RATES}
 
 
-def _rates(truth: NDArray[np.bool_], called: NDArray[np.bool_], value: Floats, weights: Floats) -> dict[str, Floats]:
+def _rates(cases: Scored, number: int, weights: Floats) -> dict[str, Floats]:
     """Metrics of one class against all others. f1 is undefined where the class has no case (0/0 in its recall)."""
+    truth, called = cases.of_class(number), cases.called(number)
     counts = weights @ np.column_stack([truth & called, truth, called, np.ones(len(truth))]).astype(float)
     hit, actual, positives, total = counts.T
     rejected = total - actual - positives + hit
     sensitivity, specificity = share(hit, actual), share(rejected, total - actual)
-    area, precision = areas(truth, value, weights)
+    area, precision = areas(truth, cases.ranking(number), weights)
     return {
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "sensitivity": sensitivity,
@@ -221,7 +230,8 @@ def _rates(truth: NDArray[np.bool_], called: NDArray[np.bool_], value: Floats, w
     }
 
 
-def _calibration(truth: NDArray[np.bool_], value: Floats, weights: Floats) -> dict[str, Floats]:
+def _calibration(cases: Scored, number: int, weights: Floats) -> dict[str, Floats]:
+    truth, value = cases.of_class(number), cases.probabilities[:, number]
     return {"brier": _mean_of((value - truth) ** 2, weights), "ece": _ece(truth, value, weights)}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.cohort.split import SPLITS
-from pipeline.evaluation.stress import LARGEST_DROP
+from pipeline.evaluation.stress import costs_much
 from pipeline.pages.report_charts import between_text, cases_of_classes, number_text, with_interval
 
 METRICS = {
@@ -186,7 +186,7 @@ def subgroup_forest(record: Mapping[str, Any]) -> Forest | None:
 
 
 def stress_forest(record: Mapping[str, Any]) -> Forest | None:
-    """The stresses' AUROC, or accuracy, and what each costs; warned over `LARGEST_DROP`."""
+    """The stresses' AUROC, or accuracy, and what each costs; warned where that is much, of this metric or another."""
     given = record.get("stress") or []
     metric = _common_metric([one["metrics"] for one in given])
     if metric is None:
@@ -198,7 +198,7 @@ def stress_forest(record: Mapping[str, Any]) -> Forest | None:
             {
                 **_row(str(one.get("words") or one["name"]), one["metrics"].get(metric) or _UNDEFINED),
                 "drop": _row("", drop),
-                "warned": drop["value"] is not None and drop["value"] > LARGEST_DROP,
+                "warned": bool(costs_much(one)),
                 "failed": one.get("failed") or 0,
             }
         )

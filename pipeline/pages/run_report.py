@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 import pipeline
 from pipeline.config import digest
-from pipeline.evaluation.stress import LARGEST_DROP
+from pipeline.evaluation.stress import LARGEST_CALLED_DROP, LARGEST_DROP
 from pipeline.files import write_whole
 from pipeline.pages import run_words
 from pipeline.pages.claim import claim_checklist
@@ -184,6 +184,7 @@ def _performance(content: RunReport) -> dict[str, Any]:
         "subgroups": _with_cells(subgroup_forest(record), ("cases", "patients", "others"), "falls behind"),
         "stress": _with_cells(stress_forest(record), (), "costs much"),
         "largest_drop": f"{LARGEST_DROP:g}",
+        "largest_called_drop": f"{LARGEST_CALLED_DROP:g}",
     }
 
 
