@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cohort.cases import group_images
+from pipeline.cohort.rules import COLLISIONS
 from pipeline.config import Config, find_shipped, load_config
 from pipeline.dicom.phantom import make_export
 from pipeline.errors import ConfigError
@@ -76,7 +77,7 @@ def point_at_lesions(run: Path, lesions: Path) -> Pointing:
     images = read_table(run / EVALUATION_FOLDER / "image_predictions.csv")
     cases = read_table(run / EVALUATION_FOLDER / "predictions.csv")
     index = read_index(run / INDEX_FOLDER)
-    grouped = group_images(index, model.facts.unit, model.facts.rules, drop_collisions=True)
+    grouped = group_images(index, model.facts.unit, model.facts.rules, collisions=COLLISIONS)
     return pointing(model, cases, images, grouped.images, index.roots, lesions)
 
 

@@ -21,6 +21,7 @@ import torch
 import pipeline
 from pipeline.cluster import LOCAL, RAY, check_engine, connected
 from pipeline.cohort.cases import Cases, group_images
+from pipeline.cohort.rules import collisions_inferred_without
 from pipeline.errors import ConfigError
 from pipeline.files import alone
 from pipeline.indexing.index import Index
@@ -151,7 +152,8 @@ def _grouped(index: Index, model: TrainedModel, facts: dict[str, str]) -> Cases:
     """Single images, and files without a header to ask, are all predicted, and marked where a rule of the training would have left
     them out; of a series or study those rules choose the images."""
     unit = model.facts.unit
-    return group_images(index, unit, model.facts.rules, drop_collisions=False, facts=facts, mark=marked_formats(unit))
+    out = collisions_inferred_without(unit)
+    return group_images(index, unit, model.facts.rules, collisions=out, facts=facts, mark=marked_formats(unit))
 
 
 def _predict_and_deliver(

@@ -21,6 +21,7 @@ from pipeline.auditing.shortcuts import Effort
 from pipeline.cli import main
 from pipeline.cohort.cases import group_images
 from pipeline.cohort.labels import labelled_cases
+from pipeline.cohort.rules import COLLISIONS
 from pipeline.cohort.split import split_cases
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.identity import IdentityKey
@@ -231,7 +232,7 @@ def test_a_quick_audit_of_a_run(sheeted: Path, manifest: str):
     split = split_cases(cases.cases, SplitRule(), opened.manifest.classes, several=several)
     record = quick_audit(cases, index, opened.manifest, split, workers=0)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
-    unlabelled = group_images(index, "image", opened.manifest.rules, drop_collisions=True)
+    unlabelled = group_images(index, "image", opened.manifest.rules, collisions=COLLISIONS)
     assert quick_audit(unlabelled, index, opened.manifest, split, workers=0) == record
     some = split[split["split"] == "test"]
     assert quick_audit(unlabelled, index, opened.manifest, some, workers=0)["shortcuts"]["cases_of"] == len(some)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cohort.cases import CASE_COLUMNS, IMAGE_COLUMNS, Cases, Unit, columns_needed, group_images
+from pipeline.cohort.rules import COLLISIONS
 from pipeline.dicom.phantom import ct_slice, phantom_uid, save
 from pipeline.errors import ConfigError, SourceError
 from pipeline.identity import IdentityKey
@@ -64,7 +65,7 @@ def export(tmp_path: Path) -> Path:
 
 def _grouped(export: Path, unit: str, rules: Rules = ALL, **options: object):
     index = open_source(str(export)).index(KEY, workers=0)
-    return group_images(index, unit, rules, drop_collisions=options.pop("drop_collisions", True), **options)  # type: ignore[arg-type]
+    return group_images(index, unit, rules, collisions=options.pop("collisions", COLLISIONS), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("unit", "cases"), [("image", 5), ("series", 3), ("study", 2)])
@@ -92,14 +93,14 @@ def test_marking_instead_of_leaving_out(export: Path):
 def test_radloops_own_objects_are_never_a_source(export: Path):
     save(ct_slice(32, Manufacturer="radloop", patient_id="P1"), export / "own")
     save(ct_slice(32, PresentationIntentType="FOR PROCESSING", patient_id="P1"), export / "raw")
-    grouped = _grouped(export, "image", mark=["dicom"], drop_collisions=False)
+    grouped = _grouped(export, "image", mark=["dicom"], collisions=())
     assert grouped.exclusions["rule"].tolist() == ["radloop's own object", "for processing"]
 
 
 def test_collisions_are_dropped_for_training_and_kept_for_inference(export: Path):
     (export / "copy").write_bytes((export / "a/1").read_bytes())
     assert len(_grouped(export, "image").images) == 5
-    kept = _grouped(export, "image", drop_collisions=False)
+    kept = _grouped(export, "image", collisions=())
     assert len(kept.images) == 6
     assert kept.images["case_id"].is_unique
 
@@ -107,7 +108,7 @@ def test_collisions_are_dropped_for_training_and_kept_for_inference(export: Path
 def _of_rows(rows: Sequence[Mapping[str, Any]], unit: Unit = "study", **options: Any) -> Cases:
     """The cases of an index of these rows, the same whatever the form of the table."""
     first, second = (
-        group_images(index_of(index_table(rows, categorical=form)), unit, ALL, drop_collisions=False, **options)
+        group_images(index_of(index_table(rows, categorical=form)), unit, ALL, collisions=(), **options)
         for form in (True, False)
     )
     for name in ("cases", "images", "exclusions"):
@@ -211,7 +212,7 @@ def test_the_columns_that_a_manifest_needs_are_enough(tmp_path: Path):
     assert {"patient_sex", "station_name", "kvp", "series_number", "image_orientation_patient"} <= set(needed)
     table = index_table([{"kvp": 120.0}], categorical=True)[needed]
     grouped = group_images(
-        index_of(table), "study", manifest.rules, drop_collisions=True, facts=manifest.facts, keep=["patient_sex"]
+        index_of(table), "study", manifest.rules, collisions=COLLISIONS, facts=manifest.facts, keep=["patient_sex"]
     )
     assert len(grouped.images) == 1
 
@@ -219,7 +220,7 @@ def test_the_columns_that_a_manifest_needs_are_enough(tmp_path: Path):
 def test_the_index_is_left_as_it_is():
     table = index_table([{"modality": None}, {}], categorical=True)
     before = table.copy(deep=True)
-    images = group_images(index_of(table), "image", ALL, drop_collisions=True, facts={"modality": "MR"}).images
+    images = group_images(index_of(table), "image", ALL, collisions=COLLISIONS, facts={"modality": "MR"}).images
     images.loc[:, "path"] = "changed"
     pd.testing.assert_frame_equal(table, before)
 
@@ -281,7 +282,7 @@ def test_frames_are_images_of_their_case(tmp_path: Path):
     (tmp_path / "images").mkdir()
     frames[0].save(tmp_path / "images/stack.tif", save_all=True, append_images=frames[1:])
     grouped = group_images(
-        open_source(str(tmp_path / "images")).index(KEY, workers=0), "image", ALL, drop_collisions=True
+        open_source(str(tmp_path / "images")).index(KEY, workers=0), "image", ALL, collisions=COLLISIONS
     )
     assert grouped.images["frame"].tolist() == [0, 1, 2]
     assert len(grouped.cases) == 1

@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from pipeline import train as train_module
 from pipeline.cohort.cases import group_images
+from pipeline.cohort.rules import COLLISIONS
 from pipeline.cohort.split import for_fold
 from pipeline.config import Config, load_config
 from pipeline.errors import RunError
@@ -69,7 +70,7 @@ def test_each_fold_is_a_complete_run_and_validates_its_own_cases(run: Path):
 def test_the_ensemble_says_the_mean_of_its_members(run: Path, config: Config):
     facts = read_model(run)
     index = read_index(run / "index")
-    images = group_images(index, facts.unit, facts.rules, drop_collisions=True).images.head(7)
+    images = group_images(index, facts.unit, facts.rules, collisions=COLLISIONS).images.head(7)
     files = image_files(images, index.roots)
     together = list(predict_files(load_model(run), files, workers=0))
     members = [list(predict_files(load_model(run / name), files, workers=0)) for name in facts.members]

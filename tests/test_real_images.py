@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.cohort.cases import group_images
 from pipeline.cohort.labels import label_cases
+from pipeline.cohort.rules import COLLISIONS
 from pipeline.cohort.split import split_cases
 from pipeline.config import load_config
 from pipeline.identity import IdentityKey
@@ -91,7 +92,7 @@ def test_shipped_manifests_find_labels_and_patients(name: str, cases: int, label
     key = opened.key()
     index = opened.index(key)
     grouped = group_images(
-        index, opened.manifest.unit, opened.manifest.rules, drop_collisions=True, facts=opened.manifest.facts
+        index, opened.manifest.unit, opened.manifest.rules, collisions=COLLISIONS, facts=opened.manifest.facts
     )
     labelled = label_cases(grouped, opened.manifest, opened, key)
     assert len(labelled.cases) == cases

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cohort.rules import broken_rules, is_never_in, rule_columns
+from pipeline.cohort.rules import COLLISIONS, broken_rules, collisions_inferred_without, is_never_in, rule_columns
 from pipeline.config import dump_yaml, parse_settings
 from pipeline.errors import ConfigError
 from pipeline.manifest import Condition, Rules
@@ -28,12 +28,12 @@ def _rules(text: str) -> Rules:
     return parse_settings(Rules, yaml.safe_load(text) or {}, "manifest")
 
 
-def _broken(rows: Sequence[Mapping[str, Any]], text: str = "", *, drop_collisions: bool = True) -> list[str]:
+def _broken(rows: Sequence[Mapping[str, Any]], text: str = "", *, collisions: Sequence[str] = COLLISIONS) -> list[str]:
     """The rule that each row breaks, the same whatever the form of the table, and with the columns alone that the rules need."""
     rules = _rules(text)
-    plain = broken_rules(index_table(rows, categorical=False), rules, drop_collisions).tolist()
+    plain = broken_rules(index_table(rows, categorical=False), rules, collisions).tolist()
     few = index_table(rows, categorical=True)[rule_columns(rules)]
-    assert broken_rules(few, rules, drop_collisions).tolist() == plain
+    assert broken_rules(few, rules, collisions).tolist() == plain
     return plain
 
 
@@ -84,7 +84,7 @@ def test_orientation_and_slices():
     short = [{"series_instance_uid": "2"}, {"series_instance_uid": "2", "collision": "duplicate"}]
     rows = [*[{"series_instance_uid": "1"}] * 3, *short, {"series_instance_uid": "3", "frames": 4}]
     rows += [{"series_instance_uid": None, "format": "png"}]
-    broken = _broken(rows, "include: {slices: {min: 3}}", drop_collisions=False)
+    broken = _broken(rows, "include: {slices: {min: 3}}", collisions=())
     assert [bool(rule) for rule in broken] == [False] * 3 + [True] * 2 + [False, True]
     assert broken[-1] == "include slices: from 3"
 
@@ -203,7 +203,9 @@ def test_a_rule_of_the_manifest_is_named_before_a_default():
 def test_collisions():
     rows = [{"collision": value} for value in ("", "duplicate", "conflict")]
     assert _broken(rows) == ["", "collision: duplicate", "collision: conflict"]
-    assert _broken(rows, drop_collisions=False) == ["", "", ""]
+    assert _broken(rows, collisions=()) == ["", "", ""]
+    assert _broken(rows, collisions=collisions_inferred_without("study")) == ["", "collision: duplicate", ""]
+    assert _broken(rows, collisions=collisions_inferred_without("image")) == ["", "", ""]
 
 
 def _series(
@@ -248,12 +250,12 @@ def test_each_study_keeps_exactly_one_series_whatever_the_order(series: list[tup
     rows = [row for study, name, thickness, number in series for row in _series(name, 1, thickness, number, study)]
     rules = Rules(series=rule)  # type: ignore[arg-type]
     table = index_table(rows, categorical=True)
-    left = table[(broken_rules(table, rules, True) == "").to_numpy()]
+    left = table[(broken_rules(table, rules, COLLISIONS) == "").to_numpy()]
     kept = left.groupby("study_instance_uid", observed=True)["series_instance_uid"].nunique()
     assert set(kept) <= {1}
     assert len(kept) == table["study_instance_uid"].nunique()
     backwards = table[::-1].reset_index(drop=True)
-    again = backwards[(broken_rules(backwards, rules, True) == "").to_numpy()]
+    again = backwards[(broken_rules(backwards, rules, COLLISIONS) == "").to_numpy()]
     assert set(again["series_instance_uid"]) == set(left["series_instance_uid"])
 
 
@@ -263,7 +265,7 @@ def test_the_defaults_leave_real_primary_images_in(real_data: Path):
     from pipeline.indexing.index import index_source
 
     table = index_source(real_data / "dicom", key=ephemeral_key(), workers=0).table
-    rule = broken_rules(table, Rules(), drop_collisions=False)
+    rule = broken_rules(table, Rules(), collisions=())
     folders = table["path"].str.split("/").str[0]
     for folder in ("cxr_rsna", "cr_mono1", "wg04", "ct_series_ge_tilt", "cornerstone_ct_syntaxes"):
         assert set(rule[(folders == folder).to_numpy()]) == {""}

@@ -249,6 +249,14 @@ def test_three_classes_of_two_sources(tmp_path: Path):
         evaluate(tmp_path / "run", data=config.manifest, progress=False)
 
 
+def test_a_file_that_was_sent_again_counts_once(looped: Path):
+    """The demo's export has a copy of a slice: its study is the mean of as many images as it has slices."""
+    left_out = _table(looped / "out/exclusions.csv")
+    again = left_out[left_out["rule"] == "collision: duplicate"]
+    assert len(again) == 1
+    assert not _table(looped / "out/image_predictions.csv")["sop_instance_uid"].duplicated().any()
+
+
 def test_without_objects_only_tables(looped: Path, tmp_path: Path):
     assert main(["infer", str(looped / "run"), str(looped / "export"), "--out", str(tmp_path), "--write", "none"]) == 0
     assert not list(tmp_path.rglob("*.dcm"))

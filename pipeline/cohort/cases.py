@@ -7,7 +7,7 @@ found them). What is left out is a row of `exclusions` with its rule. Made for a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -64,7 +64,7 @@ def group_images(
     unit: Unit,
     rules: Rules,
     *,
-    drop_collisions: bool,
+    collisions: Sequence[str],
     facts: Mapping[str, str] | None = None,
     mark: Collection[str] = (),
     keep: Collection[str] = (),
@@ -73,12 +73,12 @@ def group_images(
 
     Rows are sorted by case; within it by series, stack, position along the slices' normal, where there is none by InstanceNumber, and
     then as in the index. `facts` fill columns that a file's header leaves empty. `mark`: file formats of which nothing is left out but
-    what never is in; the column `rule` of the images says which rule each breaks, '' for none. `drop_collisions`: files that share
-    a SOPInstanceUID with another are left out but for a duplicate's first path (training); otherwise each is predicted (inference).
+    what never is in; the column `rule` of the images says which rule each breaks, '' for none. `collisions`: which of
+    `rules.COLLISIONS` are left out: both in training, `rules.collisions_inferred_without` in inference.
     `keep`: further columns of the index that the images keep, as they do those of `facts`.
     """
     table = _with_facts(index.table.reset_index(drop=True), facts or {})
-    rule = broken_rules(table, rules, drop_collisions)
+    rule = broken_rules(table, rules, collisions)
     out = is_never_in(rule).to_numpy() | ((rule != "").to_numpy() & ~matches(table["format"], set(mark).__contains__))
     left_out = _plain_table(table.loc[out, ["source", "path"]]).assign(rule=rule[out]).reset_index(drop=True)
     kept = np.flatnonzero(~out)

@@ -37,6 +37,7 @@ from pipeline.cohort.patients import (
     people_of_rows,
     with_stand_ins,
 )
+from pipeline.cohort.rules import COLLISIONS
 from pipeline.cohort.sheet import (
     NONE,
     SEVERAL,
@@ -91,7 +92,7 @@ def labelled_cases(
     if sheet is not None and sheet.spec.facts:
         index = replace(index, table=fill_facts(index.table, sheet))
     keep = _columns_kept(manifest).intersection(index.table.columns)
-    grouped = group_images(index, manifest.unit, manifest.rules, drop_collisions=True, facts=manifest.facts, keep=keep)
+    grouped = group_images(index, manifest.unit, manifest.rules, collisions=COLLISIONS, facts=manifest.facts, keep=keep)
     cases = _label(grouped, _Dataset(manifest, opened, key, sheet, index.table))
     near = manifest.patients.near_duplicates
     if near is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -56,13 +56,14 @@ SERIES_RULES = {
     "last": "series: not the last",
 }
 NUMBERS = (INTEGER, REAL)
+COLLISIONS = ("duplicate", "conflict")
+"""Files that share a SOPInstanceUID: further copies of one, and files of other content. Training leaves out both."""
 _ALWAYS = ("manufacturer", "sop_class_uid", "presentation_intent_type", "collision", "image_type", "modality")
 _OF_SERIES = ("study_instance_uid", "series_instance_uid", "frames", "slice_thickness", "series_number")
 
 
-def broken_rules(table: pd.DataFrame, rules: Rules, drop_collisions: bool) -> pd.Series:
-    """For each image the first rule that leaves it out, or ''. `drop_collisions`: files that share a SOPInstanceUID are out, but for a
-    duplicate's first path."""
+def broken_rules(table: pd.DataFrame, rules: Rules, collisions: Sequence[str]) -> pd.Series:
+    """For each image the first rule that leaves it out, or ''. `collisions`: those of `COLLISIONS` that are out."""
     broken = _Broken(len(table))
     broken.add(matches(table["manufacturer"], lambda value: value.casefold() == OWN_MANUFACTURER), OWN_OBJECT)
     for uid, what in NOT_IMAGES.items():
@@ -71,9 +72,8 @@ def broken_rules(table: pd.DataFrame, rules: Rules, drop_collisions: bool) -> pd
         matches(table["presentation_intent_type"], lambda value: value.upper() == "FOR PROCESSING"), FOR_PROCESSING
     )
     broken.add(matches(table["sop_class_uid"], FOR_PROCESSING_CLASSES.__contains__), FOR_PROCESSING)
-    if drop_collisions:
-        for collision in ("duplicate", "conflict"):
-            broken.add(matches(table["collision"], collision.__eq__), f"collision: {collision}")
+    for collision in collisions:
+        broken.add(matches(table["collision"], collision.__eq__), f"collision: {collision}")
     for column, condition in rules.include.items():
         broken.add(~_meets(table, column, condition), f"include {column}: {condition}")
     for column, condition in rules.exclude.items():
@@ -84,6 +84,11 @@ def broken_rules(table: pd.DataFrame, rules: Rules, drop_collisions: bool) -> pd
     if rules.series != "all":
         broken.add(_other_series(table, broken.none, rules.series), SERIES_RULES[rules.series])
     return broken.texts(table.index)
+
+
+def collisions_inferred_without(unit: str) -> tuple[str, ...]:
+    """Inference predicts each file as an image of its own; in a series or study a copy would count twice."""
+    return () if unit == "image" else COLLISIONS[:1]
 
 
 def is_never_in(rule: pd.Series) -> pd.Series:

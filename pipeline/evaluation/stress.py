@@ -22,7 +22,7 @@ LARGEST_DROP = 0.05
 """Of AUROC, that a stress may cost without a warning: what radloop's own default is held to."""
 
 LARGEST_CALLED_DROP = 0.1
-"""Of sensitivity or specificity: where all probabilities rise alike the ranking is as before, and every call at the threshold may be wrong."""
+"""Of sensitivity or specificity: where all probabilities rise alike the ranking stays, and calls at the threshold may all be wrong."""
 LIMITS = {"auroc": LARGEST_DROP, "sensitivity": LARGEST_CALLED_DROP, "specificity": LARGEST_CALLED_DROP}
 WORDS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline.cohort.cases import EXCLUSION_COLUMNS, Cases, columns_needed, group_images
 from pipeline.cohort.labels import NOT_PROVEN, UNKNOWN_PATIENT, check_labels, labelled_cases
+from pipeline.cohort.rules import COLLISIONS
 from pipeline.cohort.split import FOLD, SPLIT_COLUMNS, SPLITS, check_patients, check_split
 from pipeline.columns import COLUMNS, text
 from pipeline.errors import ConfigError, RunError
@@ -119,7 +120,7 @@ def _grouped(run: Path, index: Index, manifest: Manifest, keep: Sequence[str] = 
         rules = rules.model_copy(
             update={"include": {}, "exclude": {}, "series": "all"}
         )  # those that are left passed them
-    return group_images(index, manifest.unit, rules, drop_collisions=True, facts=manifest.facts, keep=keep)
+    return group_images(index, manifest.unit, rules, collisions=COLLISIONS, facts=manifest.facts, keep=keep)
 
 
 def other_data(

@@ -17,6 +17,7 @@ from monai.transforms import MapTransform
 from torch import nn
 
 from pipeline.cohort.cases import group_images
+from pipeline.cohort.rules import collisions_inferred_without
 from pipeline.indexing.sources import open_source
 from pipeline.networks.model import Classifier
 from pipeline.prediction.predict import MIRRORS
@@ -66,7 +67,7 @@ def images_of(bundle_root: str, dataset_dir: str) -> list[dict[Hashable, Any]]:
     facts = read_model(run_folder(Path(bundle_root)))
     index = open_source(dataset_dir).index(workers=0)
     mark = marked_formats(facts.unit)
-    images = group_images(index, facts.unit, facts.rules, drop_collisions=False, mark=mark).images
+    images = group_images(index, facts.unit, facts.rules, collisions=collisions_inferred_without(facts.unit), mark=mark).images
     return [{KEY: file} for file in image_files(images, index.roots)]
 
 
