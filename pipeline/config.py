@@ -141,10 +141,8 @@ class Config(Settings):
             raise ValueError("network.weights none needs network.trainable all: frozen random features say nothing")
         if self.training.unfreeze_every and self.network.trainable in ("head", 1):
             raise ValueError("training.unfreeze_every needs stages to unfreeze: network.trainable is the head alone")
-        if self.training.plain_epochs and (self.features_are_kept or self.training.plain_epochs > self.training.epochs):
-            raise ValueError(
-                "training.plain_epochs: expected no more than training.epochs, and features that are not computed once and for all"
-            )
+        if self.training.plain_share and self.features_are_kept:
+            raise ValueError("training.plain_share needs features that are not computed once and for all; set it to 0")
         if self.training.feature_copies and not self.features_are_kept:
             raise ValueError("training.feature_copies needs network.trainable head and network.pooling mean")
         return self

@@ -120,9 +120,9 @@ class Training(Settings):
     """Largest norm of a step's gradient; null: any."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, step by step, which is validated and kept in place of them; null: off."""
-    plain_epochs: Annotated[int, Field(ge=0)] = 0
-    """In the last so many epochs images are at most mirrored: weights and the statistics of batch norm settle on images as sharp as those
-    that are predicted (one that is moved is softer, as it is interpolated). Not reached where training ends early."""
+    plain_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """In this share of the epochs, the last ones, images are at most mirrored: weights and the statistics of batch norm settle on images as
+    sharp as those that are predicted (one that is moved is softer, as it is interpolated). Not reached where training ends early."""
     unfreeze_every: Annotated[int, Field(ge=1)] | None = None
     """Gradual unfreezing (Howard and Ruder 2018): training begins with the head, and after every so many epochs one more stage joins, down
     to `network.trainable`; null: all of it from the start."""
@@ -145,6 +145,11 @@ class Training(Settings):
     """Images and labels of a batch are mixed in pairs by shares drawn from Beta(mixup, mixup) (Zhang 2018); 0: off."""
     compile: bool = False
     """torch.compile, on a GPU; on the CPU it gains nothing and is passed over."""
+
+    @property
+    def plain_epochs(self) -> int:
+        """How many epochs `plain_share` means."""
+        return round(self.plain_share * self.epochs)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Training:

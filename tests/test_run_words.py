@@ -100,7 +100,7 @@ HEAD = {"weights": "start.pth", "trainable": "head"}
         (HEAD, {}, "Augmentation", "none"),
         (HEAD, {"feature_copies": 3}, "Augmentation", "3 varied copies of each image: noise up to 0.1"),
         ({}, {}, "Augmentation", "noise up to 0.1"),
-        ({}, {"plain_epochs": 3}, "Augmentation", "noise up to 0.1; in the last 3 epochs only mirrored"),
+        ({}, {"epochs": 10, "plain_share": 0.3}, "Augmentation", "noise up to 0.1; in the last 3 epochs only mirrored"),
         (
             {"weights": "start.pth"},
             {"unfreeze_every": 2},
