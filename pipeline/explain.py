@@ -47,6 +47,8 @@ SAME = 0.5
 of the cells would then be there without any learning."""
 REPEATS = 0.7
 """Rank correlation from which on a moved image's map is called the same."""
+REPEATS_BEYOND = 0.05
+"""By less than this above what a map would have that had not moved, a rank correlation proves nothing."""
 FEWEST_CELLS, FEWEST_PATIENTS = 16, 10
 """Fewer cells of a map, or patients, and figures say little."""
 
@@ -302,6 +304,17 @@ def _warnings(record: Mapping[str, Any]) -> list[str]:
         warnings.append(
             f"model randomization: with a shuffled head the maps stay alike (rank correlation {value:.2f}); they do not say which class "
             "they speak for"
+        )
+    alike = random["other_images"]["value"] or 0.0
+    if alike >= SAME:
+        warnings.append(
+            f"maps of different images are alike (rank correlation {alike:.2f}): they say little of the single image"
+        )
+    stayed = again["together"]["had_it_stayed"]["value"] or 0.0
+    if again["passed"] and stayed >= (again["together"]["rank_correlation"]["value"] or 0.0) - REPEATS_BEYOND:
+        warnings.append(
+            f"repeatability: maps that had not moved with the image would have passed, too (rank correlation {stayed:.2f}): it proves "
+            "nothing on maps so coarse"
         )
     if not again["passed"]:
         value = again["together"]["rank_correlation"]["value"]

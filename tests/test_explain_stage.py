@@ -346,8 +346,8 @@ def _record(**given: object) -> dict[str, object]:
     one = {"value": 0.1, "low": 0.0, "high": 0.2}
     told = {
         "heatmap": {"cells": [6, 6], "without_evidence": 0},
-        "randomization": {"passed": True, "depends_on_head": True, "stages": [{"rank_correlation": one}]},
-        "repeatability": {"passed": True, "together": {"rank_correlation": one}},
+        "randomization": {"passed": True, "depends_on_head": True, "stages": [{"rank_correlation": one}], "other_images": one},
+        "repeatability": {"passed": True, "together": {"rank_correlation": {"value": 0.9}, "had_it_stayed": {"value": 0.3}}},
         "deletion": {"done": True, "passed": True, "unit": "logit margin", "road": {"difference": one}},
         "patients": 12, "images": 20, "called": True,
     }  # fmt: skip
@@ -371,6 +371,10 @@ def test_what_passes_says_nothing_and_each_failure_one_sentence():
     assert "no case of this split is called" in _warnings(_record(called=False))[0]
     assert "3 patients" in _warnings(_record(patients=3))[0]
     assert _warnings(_record(deletion={"done": False, "reason": "x"})) == []
+    alike = _record(randomization=plain["randomization"] | {"other_images": {"value": 0.88}})
+    assert "different images are alike (rank correlation 0.88)" in _warnings(alike)[0]
+    stayed = {"rank_correlation": {"value": 0.98}, "had_it_stayed": {"value": 0.97}}
+    assert "would have passed, too" in _warnings(_record(repeatability={"passed": True, "together": stayed}))[0]
 
 
 def test_known_findings_lie_beside_or_in_a_source(tmp_path: Path):

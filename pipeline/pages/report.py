@@ -101,8 +101,8 @@ def _along(value: float, low: float, high: float) -> str:
 
 
 def _interval(one: Mapping[str, float | None]) -> str:
-    """0.91, interval 0.87 to 0.94."""
-    between = "" if one["low"] is None else f", interval {_figure(one['low'])} to {_figure(one['high'])}"
+    """0.91 (0.87 to 0.94)."""
+    between = "" if one["low"] is None else f" ({_figure(one['low'])} to {_figure(one['high'])})"
     return "undefined" if one["value"] is None else f"{one['value']:.2f}{between}"
 
 
