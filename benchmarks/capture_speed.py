@@ -94,6 +94,7 @@ def case_result(source: Dataset, picture: NDArray[np.uint8]) -> CaseResult:
         scale=4.0,
         notes=(),
         cell="73 pixels wide (51 mm)",
+        made_how=(),
         algorithm=ALGORITHM,
         configuration_digest="cd" * 32,
         profile=Profile(),

@@ -35,7 +35,7 @@ from pipeline.prediction.prediction_tables import case_table, image_table
 from pipeline.prediction.retraction import read_replaced, retract
 from pipeline.prediction.scope import marked_formats, scope_reason
 from pipeline.prepared.dataset import ImageFile, image_files
-from pipeline.profile_settings import KINDS, Kind, load_profile
+from pipeline.profile_settings import KINDS, Kind, ScopeWords, load_profile
 from pipeline.progress import track
 from pipeline.run import read_config, run_folder, write_table
 from pipeline.work import WorkerPool, default_workers
@@ -163,7 +163,10 @@ def _predict_and_deliver(
     parts = list(parts_of(grouped.images, _identity(delivery)))
     ledger = Ledger(delivery.out, parts)
     due = [part for part in parts if not ledger.has(part)]
-    outside, files_of = _out_of_scope(grouped, model), partial(_files, grouped=grouped, index=index)
+    outside, files_of = (
+        _out_of_scope(grouped, model, delivery.profile.texts.scope),
+        partial(_files, grouped=grouped, index=index),
+    )
     if how.engine == RAY:
         from pipeline.prediction.on_cluster import parts_on_cluster
 
@@ -216,9 +219,9 @@ def _identity(delivery: Delivery) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _out_of_scope(grouped: Cases, model: TrainedModel) -> dict[str, str]:
+def _out_of_scope(grouped: Cases, model: TrainedModel, words: ScopeWords) -> dict[str, str]:
     """Case → why it is outside the model's scope, by its first image that is."""
-    reason = scope_reason(grouped.images, model.facts.scope)
+    reason = scope_reason(grouped.images, model.facts.scope, words)
     outside = (reason != "").to_numpy()
     pairs = zip(grouped.images["case_id"].to_numpy()[outside], reason[outside], strict=True)
     told: dict[str, str] = {}

@@ -5,10 +5,11 @@ Shipped ones are in `configs/profiles/`; a site copies one and names its path: `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from string import Formatter
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline import RESEARCH_ONLY
 from pipeline.settings import Settings, digest, find_shipped, parse_settings, read_yaml
@@ -54,7 +55,81 @@ class BurnedIn(Settings):
     """The model's name and digest, and radloop's version."""
 
 
-class Texts(Settings):
+class Words(Settings):
+    """Texts with words in braces that are filled in, each only with those that `FILLED_IN` has for it."""
+
+    FILLED_IN: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_filled_in(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        known = cls.FILLED_IN.get(info.field_name or "", ())
+        try:
+            parts = list(Formatter().parse(value))
+        except ValueError:
+            parts = [("", "", "", None)]
+        if any(word is not None and (word not in known or how or kind) for _, word, how, kind in parts):
+            words = ", ".join(f"{{{word}}}" for word in known) or "none"
+            raise ValueError(f"what can be filled in here: {words}")
+        return value
+
+
+class UnitWords(Words):
+    """The unit of evidence, in the legend."""
+
+    logit: str = "logit"
+    """Several findings at once: each has its own."""
+    logit_margin: str = "logit margin"
+    """Two classes: of one over the other."""
+    centred_logit: str = "centred logit"
+    """More classes: over their mean."""
+    reweighted: str = "{unit}, reweighted"
+    """Grad-CAM++."""
+    positive_part: str = "{unit}, its positive part"
+    """LayerCAM."""
+    own_maximum: str = "share of its own maximum"
+    """EigenCAM."""
+    activation: str = "weighted activation"
+    """Score-CAM."""
+
+    FILLED_IN: ClassVar[Mapping[str, tuple[str, ...]]] = {"reweighted": ("unit",), "positive_part": ("unit",)}
+
+
+class MethodWords(Words):
+    """How evidence is made, on pages. Methods that are not here have their names."""
+
+    weights: str = "the classifier's evidence (Grad-CAM of a linear head)"
+    eigencam: str = "EigenCAM (blind to the class, without sign)"
+    attention: str = "{method} weighed by attention"
+
+    FILLED_IN: ClassVar[Mapping[str, tuple[str, ...]]] = {"attention": ("method",)}
+
+
+class ScopeWords(Words):
+    """Why an image is not of the kind that the model was trained on."""
+
+    format: str = "out of scope: {found}, trained on {formats} only"
+    picture: str = "a PNG, JPEG or TIFF"
+    nifti: str = "a NIfTI"
+    dicom: str = "a DICOM image"
+    attribute: str = "out of scope: {attribute} is {value}, trained on {trained}"
+    modality: str = "modality"
+    body_part_examined: str = "body_part_examined"
+    view_position: str = "view_position"
+    not_known: str = "not known"
+    """In place of a value."""
+    rule: str = "out of scope: the training left such images out ({rule})"
+
+    FILLED_IN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "format": ("found", "formats"),
+        "attribute": ("attribute", "value", "trained"),
+        "rule": ("rule",),
+    }
+
+
+class Texts(Words):
     """What people read, in the site's language. `{...}` are filled in. Attributes of objects take these in ASCII."""
 
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
@@ -65,6 +140,9 @@ class Texts(Settings):
     """One finding that is called."""
     no_finding: str = "no finding reaches its threshold"
     """Of several possible findings none is called."""
+    finding_called: str = "{name}: probability {probability}, called"
+    """Each finding, in the structured report."""
+    finding_not_called: str = "{name}: probability {probability}, not called"
     evidence: str = "evidence for {name}"
     """The legend's title."""
     no_evidence: str = "no evidence above 0"
@@ -73,6 +151,9 @@ class Texts(Settings):
     """Behind the scale's end."""
     cell: str = "one feature cell is {size}; finer detail is interpolation"
     """The legend's last line."""
+    cell_square: str = "{columns} pixels wide"
+    """The cell's size; its mm follow where pixels have a size."""
+    cell_oblong: str = "{rows} rows high and {columns} columns wide"
     images: str = "mean of {count} images"
     """How several images became one result."""
     images_attention: str = "{count} images, weighed by attention"
@@ -81,32 +162,26 @@ class Texts(Settings):
     warning: str = "Warning: "
     """Before what must not be overlooked."""
     model: str = "model {name}, radloop {version}, {digest}"
+    units: UnitWords = UnitWords()
+    methods: MethodWords = MethodWords()
+    scope: ScopeWords = ScopeWords()
+    notices: dict[str, str] = {}
+    """For a model's notice (`notice` of its configuration) what this site reads instead of it."""
 
-    @model_validator(mode="after")
-    def _can_be_filled_in(self) -> Texts:
-        for name in type(self).model_fields:
-            known = _FILLED_IN.get(name, ())
-            try:
-                parts = list(Formatter().parse(getattr(self, name)))
-            except ValueError:
-                parts = [("", "", "", None)]
-            if any(word is not None and (word not in known or how or kind) for _, word, how, kind in parts):
-                words = ", ".join(f"{{{word}}}" for word in known) or "none"
-                raise ValueError(f"texts.{name}: what can be filled in here: {words}")
-        return self
-
-
-_FILLED_IN = {
-    "prediction": ("name", "probability"),
-    "evidence": ("name",),
-    "cell": ("size",),
-    "images": ("count",),
-    "images_attention": ("count",),
-    "images_volume": ("count",),
-    "key_image": ("place", "count"),
-    "model": ("name", "version", "digest"),
-}
-"""For each of `Texts` the words in braces that it may hold."""
+    FILLED_IN: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "prediction": ("name", "probability"),
+        "finding_called": ("name", "probability"),
+        "finding_not_called": ("name", "probability"),
+        "evidence": ("name",),
+        "cell": ("size",),
+        "cell_square": ("columns",),
+        "cell_oblong": ("rows", "columns"),
+        "images": ("count",),
+        "images_attention": ("count",),
+        "images_volume": ("count",),
+        "key_image": ("place", "count"),
+        "model": ("name", "version", "digest"),
+    }
 
 
 class Profile(Settings):

@@ -8,7 +8,6 @@ whole run; colours and words are a site's profile's.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.lettering import drawable, font
 from pipeline.profile_settings import Colors, Texts
 
 FloatImage = NDArray[np.float32]  # (rows, columns)
@@ -152,8 +152,8 @@ def _bar(scale: float, width: int, colors: Colors) -> Picture:
 @lru_cache(maxsize=16)
 def _ticks(scale: float, width: int, or_more: str) -> Picture:
     """0, half and full scale under the bar; full scale says that it stands for more, too."""
-    margin, size, font = _margin(width), _text_pixels(width), _font(_text_pixels(width))
-    canvas = Image.new("RGB", (width, _line_pixels(size)))
+    margin, size = _margin(width), _text_pixels(width)
+    canvas = Image.new("RGB", (width, size // 4 + _line_pixels(size)))
     draw = ImageDraw.Draw(canvas)
     for share, anchor, text in (
         (0.0, "la", "0"),
@@ -162,7 +162,7 @@ def _ticks(scale: float, width: int, or_more: str) -> Picture:
     ):
         position = margin + share * (width - 2 * margin - 1)
         draw.line([(position, 0), (position, size // 4)], fill=TEXT_COLOR, width=max(1, size // 12))
-        draw.text((position, size // 4), text, font=font, fill=TEXT_COLOR, anchor=anchor)
+        draw.text((position, size // 4), drawable(text), font=font(size), fill=TEXT_COLOR, anchor=anchor)
     return np.asarray(canvas)
 
 
@@ -170,59 +170,30 @@ def _ticks(scale: float, width: int, or_more: str) -> Picture:
 def _text(text: str, width: int, color: tuple[int, int, int]) -> Picture:
     """`text` on black, wrapped to `width`: (as many rows as it needs, width, 3)."""
     size, margin = _text_pixels(width), _margin(width)
-    font = _font(size)
-    wrapped = _wrap(_drawable(text, size), font, width - 2 * margin)
+    letters = font(size)
+    wrapped = _wrap(drawable(text), letters, width - 2 * margin)
     canvas = Image.new("RGB", (width, _line_pixels(size) * len(wrapped)))
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(wrapped):
-        draw.text((margin, index * _line_pixels(size)), line, font=font, fill=color, anchor="la")
+        draw.text((margin, index * _line_pixels(size)), line, font=letters, fill=color, anchor="la")
     return np.asarray(canvas)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, letters: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Lines no wider than `width` pixels, broken between words, within one only where it alone is too wide."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".lstrip()
-        if font.getlength(joined) <= width:
+        if letters.getlength(joined) <= width:
             lines[-1] = joined
             continue
         if lines[-1]:
             lines.append("")
         for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+            if lines[-1] and letters.getlength(lines[-1] + letter) > width:
                 lines.append("")
             lines[-1] += letter
     return lines
-
-
-def _drawable(text: str, size: int) -> str:
-    """`text` in letters that the font has."""
-    return "".join(_drawable_letter(letter, size) for letter in text)
-
-
-@lru_cache(maxsize=4096)
-def _drawable_letter(letter: str, size: int) -> str:
-    if letter.isspace():
-        return " "
-    if _has_glyph(letter, size):
-        return letter
-    plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
-    return plain if plain and all(_has_glyph(part, size) for part in plain) else "?"
-
-
-def _has_glyph(letter: str, size: int) -> bool:
-    """Whether the font draws `letter` otherwise than the box for a missing one (U+FFFF is never a letter)."""
-    font = _font(size)
-    return letter.isprintable() and bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
-
-
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow was built without FreeType and cannot draw text of a given size: install its wheel")
-    return font
 
 
 def _text_pixels(width: int) -> int:

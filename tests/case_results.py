@@ -56,6 +56,10 @@ def case_result(
         "scale": SCALE,
         "notes": (),
         "cell": "32 pixels wide (22 mm)",
+        "made_how": (
+            "evidence for COVID: the classifier's evidence (Grad-CAM of a linear head); logit margin",
+            "one feature cell is 32 pixels wide (22 mm); finer detail is interpolation",
+        ),
         "algorithm": algorithm,
         "configuration_digest": "cd" * 32,
         "profile": profile or Profile(),

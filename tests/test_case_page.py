@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import find_objects, label
 
 from pipeline.dicom.case_result import CaseResult, Finding, ResultImage
 from pipeline.dicom.phantom import ct_slice, radiograph
@@ -96,6 +97,13 @@ def test_what_people_read(tmp_path: Path):
         assert words in text, words
 
 
+def test_no_probability_is_certain(tmp_path: Path):
+    findings = (Finding("COVID", 0.99997, True), Finding("non-COVID", 0.00003, False))
+    text = text_of(page_of(case_result([ct_slice(16)], findings=findings, said="COVID")), tmp_path)
+    assert "COVID >0.999" in text
+    assert "non-COVID <0.001" in text
+
+
 def test_the_sites_words_are_used(tmp_path: Path):
     german = Profile(texts=Texts(research_only="Nur für Forschung", warning="Warnung: "))
     text = text_of(page_of(case_result([ct_slice(16)], profile=german, notes=("fremdes Gerät",))), tmp_path)
@@ -158,6 +166,21 @@ def test_the_picture_is_on_the_page_in_its_own_shape(tmp_path: Path):
 def test_three_pictures_of_a_slice_share_the_first_page(tmp_path: Path):
     (page,) = rendered(page_of(pictures(case_result([ct_slice(16)]), *[(660, 512)] * 3)), tmp_path)
     assert red(page).mean() > 0.2
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, (660, 512)), (5, (720, 512)), (2, (3600, 2500))])
+def test_pictures_of_one_size_are_as_large_as_each_other(tmp_path: Path, count: int, size: tuple[int, int]):
+    drawn = rendered(page_of(pictures(case_result([ct_slice(16)]), *[size] * count)), tmp_path)
+    found = [shape for page in drawn for shape in _red_pictures(page)]
+    assert len(found) == count
+    for side in zip(*found, strict=True):
+        assert max(side) - min(side) <= 1  # dots of 1/50 inch
+
+
+def _red_pictures(page: np.ndarray) -> list[tuple[int, int]]:
+    """(rows, columns) of each."""
+    labels, _ = label(red(page))
+    return [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in find_objects(labels)]
 
 
 @pytest.mark.parametrize(("count", "pages"), [(7, 3), (12, 4)])

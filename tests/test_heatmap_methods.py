@@ -19,6 +19,7 @@ from pipeline.prediction.heatmap_methods import method_evidence, own_share
 from pipeline.prediction.pooling import pool_cases
 from pipeline.prediction.predict import ImageResult, TrainedModel, trained_model
 from pipeline.prepared.dataset import ImageFile
+from pipeline.profile_settings import load_profile
 from pipeline.run import ModelFacts, findings_of
 from pipeline.training.choices import validated
 
@@ -324,6 +325,15 @@ def test_units_say_what_the_map_is_of():
     assert evidence_unit(_told("gradcam", ("a", "b", "c"))) == "centred logit"
     assert evidence_unit(_told("layercam", ("a", "b", "c"), several=True)) == "logit, its positive part"
     assert evidence_unit(_told("eigencam")) == "share of its own maximum"
+
+
+def test_people_read_units_and_methods_in_the_sites_words():
+    words = load_profile("german").texts
+    assert evidence_unit(_told("layercam"), words.units) == "Logit-Differenz, nur positiver Anteil"
+    assert method_words(_told("hirescam"), words.methods) == "HiResCAM"
+    attended = _facts(network=NETWORKS["attention"], heatmap="eigencam")
+    told = "EigenCAM (ohne Bezug zur Klasse, ohne Vorzeichen), nach Aufmerksamkeit gewichtet"
+    assert method_words(attended, words.methods) == told
 
 
 def test_a_map_that_shares_no_unit_has_no_scale_of_the_run():

@@ -36,7 +36,7 @@ ROWS = [
     {"cohort", "auditing", "prepared", "networks", "metrics", "run"},
     {"indexing"},
     {"dicom"},
-    {"cluster", "work", "overlap", "render", "raster", "nifti", "transforms", "progress"},
+    {"cluster", "work", "overlap", "render", "lettering", "raster", "nifti", "transforms", "progress"},
     {
         *("config", "settings", "image_settings", "training_settings", "profile_settings", "manifest", "rule_settings"),
         *("deidentify_settings", "crosswalk"),

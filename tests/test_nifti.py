@@ -27,6 +27,7 @@ from pipeline.errors import Rejected, RejectReason
 from pipeline.nifti import read_nifti, read_nifti_header
 from pipeline.prediction.predict import scope_of, scope_reason
 from pipeline.prepared.dataset import image_files, read_image
+from pipeline.profile_settings import load_profile
 from transforms.intensity import PixelUnit
 
 AXCODES = [
@@ -486,6 +487,17 @@ def test_scope_of_volumes() -> None:
         scope_reason(asked, {"format": ["dicom", "png"]}).tolist()[0]
         == "out of scope: a NIfTI, trained on dicom, png only"
     )
+
+
+def test_why_an_image_is_out_of_scope_in_a_sites_words() -> None:
+    asked = _images(format=["nifti", "png", "nifti"], modality=[None, None, "MR"])
+    assert scope_reason(
+        asked, {"format": ["nifti"], "modality": ["CT"]}, load_profile("german").texts.scope
+    ).tolist() == [
+        "außerhalb des Einsatzbereichs: Modalität ist nicht bekannt, trainiert mit CT",
+        "außerhalb des Einsatzbereichs: ein PNG-, JPEG- oder TIFF-Bild, trainiert nur mit nifti",
+        "außerhalb des Einsatzbereichs: Modalität ist MR, trainiert mit CT",
+    ]
 
 
 @pytest.mark.slow

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from string import Formatter
 
 import pytest
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.profile_settings import KINDS, Profile, load_profile
+from pipeline.profile_settings import KINDS, Profile, Texts, Words, load_profile
 from pipeline.settings import find_shipped, shipped_names
 
 SHIPPED = ["complete", "german", "standard"]
@@ -26,6 +27,30 @@ def test_every_key_is_written_out(name: str):
     written = yaml.safe_load(find_shipped("configs/profiles", name).read_text())
     assert written == load_profile(name).model_dump(mode="json")
     assert list(written) == list(Profile.model_fields)
+
+
+def test_german_is_german_throughout():
+    english, german = flat(Texts()), flat(load_profile("german").texts)
+    assert [key for key, text in english.items() if german[key] == text] == []
+    for key, text in english.items():
+        if not key.endswith("language"):
+            assert {*filled_in(text)} == {*filled_in(german[key])}, key
+
+
+def flat(words: Words, before: str = "") -> dict[str, str]:
+    """Every text of `words` by its key."""
+    found: dict[str, str] = {}
+    for name in type(words).model_fields:
+        value = getattr(words, name)
+        if isinstance(value, str):
+            found[f"{before}{name}"] = value
+        elif isinstance(value, Words):
+            found |= flat(value, f"{before}{name}.")
+    return found
+
+
+def filled_in(text: str) -> list[str]:
+    return [word for _, word, _, _ in Formatter().parse(text) if word is not None]
 
 
 def test_each_kind_has_a_series_number_of_its_own():
@@ -52,6 +77,7 @@ def test_neither_name_nor_kinds_change_an_object():
         ("colors: {colormap: plazma}", "a colormap of matplotlib"),
         ("texts: {cell: 'one cell is {sise}'}", "texts.cell: what can be filled in here: {size}"),
         ("texts: {research_only: 'only {name}'}", "filled in here: none"),
+        ("texts: {scope: {rule: 'left out by {how}'}}", "texts.scope.rule: what can be filled in here: {rule}"),
         ("texts: {model: '{name.__class__}'}", "filled in here"),
         ("timezone: '+9900'", "timezone"),
         ("regoin: 0.5", "did you mean region"),

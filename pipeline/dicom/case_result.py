@@ -68,9 +68,12 @@ class CaseResult:
     scale: float
     """The evidence that has the full colour, for the whole run."""
     notes: tuple[str, ...]
-    """What must be said beside it: out of the model's scope, why; the model's own notice."""
+    """What must be said beside it, in the site's words: out of the model's scope, why; the model's own notice."""
     cell: str
     """How much of the source one feature cell covers, in words."""
+    made_how: tuple[str, ...]
+    """How evidence is made, and what a cell is, as people read it on a page; `method`, `unit` and `cell` are for attributes, whatever the
+    site's words are."""
     algorithm: Algorithm
     configuration_digest: str
     """Of everything else that the objects depend on: profile and output settings."""

@@ -30,6 +30,7 @@ from pipeline.dicom.documents import MEANING_CHARACTERS, has_pixels, image_item,
 from pipeline.dicom.outline import Polyline, closed_polylines
 from pipeline.dicom.source import carried
 from pipeline.errors import ObjectError
+from pipeline.wording import probability_text
 
 if TYPE_CHECKING:
     from highdicom.sr import (
@@ -410,15 +411,25 @@ def _evaluations(result: CaseResult) -> Dataset:
 
     called = [finding for finding in result.findings if finding.called]
     coded = [CodeContentItem(FINDING, _concept(class_code(finding.name)), "CONTAINS") for finding in called]
+    texts = result.profile.texts
     told = [
-        f"{finding.name}: probability {finding.probability:.3f}, {'called' if finding.called else 'not called'}"
+        (texts.finding_called if finding.called else texts.finding_not_called).format(
+            name=finding.name, probability=probability_text(finding.probability, 3)
+        )
         for finding in result.findings
     ]
-    said = _text(FINDING, result.said)
+    said = [_sites_text(FINDING, text, result) for text in (result.said, *told)]
+    own_notes = [note for note in (texts.research_only, *result.notes) if note != RESEARCH_ONLY]
+    comments = [_text(COMMENT, RESEARCH_ONLY), *(_sites_text(COMMENT, note, result) for note in own_notes)]
+    return _container(QUALITATIVE_EVALUATIONS, [*coded, *said, *comments])
+
+
+def _sites_text(name: Code, text: str, result: CaseResult) -> Dataset:
+    """`_text` in the words of the site's profile: it tells their language where that is not the report's."""
+    item = _text(name, text)
     if result.profile.texts.language != OWN_LANGUAGE:
-        said.ContentSequence = documents.language(result.profile.texts.language)
-    comments = [_text(COMMENT, text) for text in (RESEARCH_ONLY, *result.notes)]
-    return _container(QUALITATIVE_EVALUATIONS, [*coded, said, *(_text(FINDING, text) for text in told), *comments])
+        item.ContentSequence = documents.language(result.profile.texts.language)
+    return item
 
 
 def _text(name: Code, text: str) -> Dataset:

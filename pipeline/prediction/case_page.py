@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +20,9 @@ from PIL import Image
 
 import pipeline
 from pipeline.dicom.case_result import CaseResult, Picture, ResultImage
+from pipeline.lettering import drawable
 from pipeline.render import WARNING_COLOR
+from pipeline.wording import probability_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 A4_INCHES = (8.27, 11.69)
 MARGIN_INCHES = 0.7
 BOTTOM_INCHES = A4_INCHES[1] - MARGIN_INCHES
+PAGE_INCHES = BOTTOM_INCHES - MARGIN_INCHES
+ROUNDING_INCHES = 1e-6  # what is as high as a page fits on one
 POINTS_AN_INCH = 72
 LINE_HEIGHT = 1.35  # of a font's size
 CHARACTERS_A_LINE = {"normal": 88, "bold": 76}
@@ -38,8 +40,8 @@ BAR_CHARACTERS = 34  # of a finding's name, before its bar
 PICTURE_DPI = 200
 """More than a printer of text or a screen shows; a radiograph of 3000 columns would otherwise take 20 MB a page."""
 GAP_INCHES = 0.2
-SMALLEST_SHARE = 0.6
-"""Of its size: a row of pictures is made that small where it so has room on the page, else it begins on another."""
+SHARES = tuple(percent / 100 for percent in range(100, 69, -1))
+"""Of their size that pictures may have, all of a case the same: the largest that needs no more pages than the smallest."""
 COLUMNS = 2  # of pictures, where there are several
 
 INK, GREY, BAR, PALE = "#222222", "#555555", "#0072B2", "#D9D9D9"
@@ -62,7 +64,7 @@ def case_page(result: CaseResult, images: Sequence[ResultImage]) -> bytes:
 
     content = io.BytesIO()
     about = {
-        "Title": _drawable(f"{result.said} - {result.profile.texts.research_only}"),
+        "Title": drawable(f"{result.said} - {result.profile.texts.research_only}"),
         "Creator": f"radloop {pipeline.__version__}",
         "Producer": None,  # matplotlib's version, by which the same page would differ
         "CreationDate": None,
@@ -100,22 +102,24 @@ class _Pages:
         for finding in result.findings:
             self._bar(finding.name, finding.probability, finding.called)
         self._skip()
-        for line in self._made_how():
+        for line in (_model_line(result), *result.made_how):
             self._line(line, 9, color=GREY)
         self._skip()
 
     def pictures(self, pictures: Sequence[Picture]) -> None:
-        """In rows, as wide as their columns; smaller where a page is not high enough."""
+        """In rows, all of one width: as wide as their columns, or smaller where that saves a page."""
         columns = 1 if len(pictures) == 1 else COLUMNS
         width = (A4_INCHES[0] - 2 * MARGIN_INCHES - (columns - 1) * GAP_INCHES) / columns
-        for first in range(0, len(pictures), columns):
-            row = pictures[first : first + columns]
-            height = max(width * picture.shape[0] / picture.shape[1] for picture in row)
-            self._need(SMALLEST_SHARE * min(height, BOTTOM_INCHES - MARGIN_INCHES))
-            height = min(height, BOTTOM_INCHES - self.top)
+        rows = [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
+        heights = [min(max(width * len(one) / one.shape[1] for one in row), PAGE_INCHES) for row in rows]
+        share = _share(heights, self.top)
+        for row, height in zip(rows, heights, strict=True):
+            self._need(share * height)
             for place, picture in enumerate(row):
-                self._picture(picture, MARGIN_INCHES + place * (width + GAP_INCHES), width, height)
-            self.top += height + GAP_INCHES
+                self._picture(
+                    picture, MARGIN_INCHES + place * (share * width + GAP_INCHES), share * width, share * height
+                )
+            self.top += share * height + GAP_INCHES
 
     def _begin(self) -> None:
         """Another page."""
@@ -127,26 +131,18 @@ class _Pages:
         self._text(foot, MARGIN_INCHES, A4_INCHES[1] - MARGIN_INCHES / 2, 7.5, color=GREY)
 
     def _need(self, inches: float) -> None:
-        if self.top + inches > BOTTOM_INCHES:
+        if not _fits(inches, self.top):
             self._begin()
 
-    def _made_how(self) -> list[str]:
-        result, texts = self.result, self.result.profile.texts
-        return [
-            _model_line(result),
-            f"{texts.evidence.format(name=result.shown)}: {result.method}; {result.unit}",
-            texts.cell.format(size=result.cell),
-        ]
-
     def _line(self, text: str, size: float, *, color: Any = INK, weight: str = "normal") -> None:
-        for line in textwrap.wrap(_drawable(text), int(CHARACTERS_A_LINE[weight] * 10 / size)) or [""]:
+        for line in textwrap.wrap(drawable(text), int(CHARACTERS_A_LINE[weight] * 10 / size)) or [""]:
             self._need(size * LINE_HEIGHT / POINTS_AN_INCH)
             self.top += size * LINE_HEIGHT / POINTS_AN_INCH
             self._text(line, MARGIN_INCHES, self.top, size, color=color, weight=weight)
 
     def _warning(self, text: str) -> None:
         """Dark letters, and beside each line amber."""
-        lines = textwrap.wrap(_drawable(text), CHARACTERS_A_LINE["bold"])
+        lines = textwrap.wrap(drawable(text), CHARACTERS_A_LINE["bold"])
         for line in lines:
             self._line(line, 10, weight="bold")
             height = 10 * LINE_HEIGHT / POINTS_AN_INCH
@@ -155,7 +151,7 @@ class _Pages:
 
     def _bar(self, name: str, probability: float, called: bool) -> None:
         size, left = 10, MARGIN_INCHES + 3.0
-        width = A4_INCHES[0] - MARGIN_INCHES - left - 0.6
+        width = A4_INCHES[0] - MARGIN_INCHES - left - 0.7
         weight = "bold" if called else "normal"
         self._need(size * LINE_HEIGHT * 1.1 / POINTS_AN_INCH)
         self.top += size * LINE_HEIGHT * 1.1 / POINTS_AN_INCH
@@ -164,7 +160,7 @@ class _Pages:
         self._text(short, MARGIN_INCHES, self.top, size, weight=weight)
         self._rectangle(left, self.top - height, width, height, PALE)
         self._rectangle(left, self.top - height, width * min(max(probability, 0.0), 1.0), height, BAR)
-        self._text(f"{probability:.3f}", left + width + 0.1, self.top, size, weight=weight)
+        self._text(probability_text(probability, 3), left + width + 0.1, self.top, size, weight=weight)
 
     def _skip(self, inches: float = 0.12) -> None:
         self.top += inches
@@ -173,7 +169,7 @@ class _Pages:
         self, text: str, left: float, base: float, size: float, *, color: Any = INK, weight: str = "normal"
     ) -> None:
         at = left / A4_INCHES[0], 1 - base / A4_INCHES[1]
-        self.figures[-1].text(*at, _drawable(text), fontsize=size, color=color, fontweight=weight, va="baseline")
+        self.figures[-1].text(*at, drawable(text), fontsize=size, color=color, fontweight=weight, va="baseline")
 
     def _rectangle(self, left: float, top: float, width: float, height: float, color: Any) -> None:
         from matplotlib.patches import Rectangle
@@ -194,6 +190,26 @@ class _Pages:
         axes.imshow(picture, aspect="auto", interpolation="none")
 
 
+def _share(heights: Sequence[float], top: float) -> float:
+    """Which of `SHARES` rows of these `heights` (inches) get, the first of them at `top` of a page."""
+    fewest = _more_pages([SHARES[-1] * height for height in heights], top)
+    return next(share for share in SHARES if _more_pages([share * height for height in heights], top) == fewest)
+
+
+def _more_pages(heights: Sequence[float], top: float) -> int:
+    """How many pages rows of these `heights` begin, the first of them at `top` of one."""
+    begun = 0
+    for height in heights:
+        if not _fits(height, top):
+            begun, top = begun + 1, MARGIN_INCHES
+        top += height + GAP_INCHES
+    return begun
+
+
+def _fits(inches: float, top: float) -> bool:
+    return top + inches <= BOTTOM_INCHES + ROUNDING_INCHES
+
+
 def _model_line(result: CaseResult) -> str:
     algorithm = result.algorithm
     return result.profile.texts.model.format(
@@ -208,25 +224,3 @@ def _for_print(picture: Picture) -> Picture:
     if columns <= most:
         return picture
     return np.asarray(Image.fromarray(picture).resize((most, round(rows * most / columns)), Image.Resampling.BOX))
-
-
-def _drawable(text: str) -> str:
-    """`text` in letters that the font has."""
-    return "".join(_drawable_letter(letter) for letter in text)
-
-
-@lru_cache(maxsize=4096)
-def _drawable_letter(letter: str) -> str:
-    if letter.isspace():
-        return " "
-    if _has_glyph(letter):
-        return letter
-    plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
-    return plain if plain and all(_has_glyph(part) for part in plain) else "?"
-
-
-def _has_glyph(letter: str) -> bool:
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
-    return letter.isprintable() and font.get_char_index(ord(letter)) != 0

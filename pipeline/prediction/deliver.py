@@ -34,7 +34,7 @@ from pipeline.prediction.explain import evidence_unit, method_words
 from pipeline.prediction.object_set import ALL_IMAGES, Made, Unmade, objects_of
 from pipeline.prediction.pictures import cell_text, panel_lines, picture, said, source_evidence
 from pipeline.prediction.predict import ImageResult
-from pipeline.prepared.dataset import ImageFile, read_image, shown_gray
+from pipeline.prepared.dataset import ImageFile, Prepared, read_image, shown_gray
 from pipeline.profile_settings import Kind, Profile
 from pipeline.render import Legend
 from pipeline.run import ModelFacts
@@ -150,6 +150,7 @@ class Delivery:
             scale=facts.heatmap_scale,
             notes=self._notes(case),
             cell=cell_text(first, self.geometry),
+            made_how=self._made_how(case, first),
             algorithm=self.algorithm,
             configuration_digest=self.configuration_digest,
             profile=self.profile,
@@ -176,8 +177,8 @@ class Delivery:
         legend = Legend(
             label=texts.evidence.format(name=self.facts.classes[case.shown]),
             scale=self.facts.heatmap_scale,
-            unit=evidence_unit(self.facts),
-            cell=texts.cell.format(size=cell_text(prepared, self.geometry)),
+            unit=evidence_unit(self.facts, texts.units),
+            cell=self._cell(prepared),
         )
         place = places.get(_identity(result), 0)
         lines = panel_lines(
@@ -192,7 +193,17 @@ class Delivery:
         return shown_gray(read_image(file, color=settings.color == "rgb"), settings)
 
     def _notes(self, case: CaseOfResults) -> tuple[str, ...]:
-        return tuple(text for text in (case.out_of_scope, self.facts.notice) if text)
+        notice = self.profile.texts.notices.get(self.facts.notice, self.facts.notice)
+        return tuple(text for text in (case.out_of_scope, notice) if text)
+
+    def _made_how(self, case: CaseOfResults, prepared: Prepared) -> tuple[str, ...]:
+        texts, facts = self.profile.texts, self.facts
+        evidence = texts.evidence.format(name=facts.classes[case.shown])
+        made = f"{evidence}: {method_words(facts, texts.methods)}; {evidence_unit(facts, texts.units)}"
+        return made, self._cell(prepared)
+
+    def _cell(self, prepared: Prepared) -> str:
+        return self.profile.texts.cell.format(size=cell_text(prepared, self.geometry, self.profile.texts))
 
     def _overlays(self, case: CaseOfResults) -> int:
         """A PNG for each key image that is no DICOM; how many."""

@@ -15,23 +15,21 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.networks.model import Geometry
+from pipeline.profile_settings import MethodWords, Texts, UnitWords
 from pipeline.run import ModelFacts
 from transforms.spatial import map_back
 
+USUAL_TEXTS = Texts()
 SCALE_PERCENTILE = 99.0
 """Of the positive evidence on the validation split: the colours' full scale, so that one freak cell does not dim all others."""
-METHOD_WORDS = {
-    "weights": "the classifier's evidence (Grad-CAM of a linear head)",
+METHOD_NAMES = {
     "gradcam": "Grad-CAM",
     "gradcam++": "Grad-CAM++",
     "hirescam": "HiResCAM",
     "layercam": "LayerCAM",
-    "eigencam": "EigenCAM (blind to the class, without sign)",
     "scorecam": "Score-CAM",
 }
-"""For each of `evaluation.heatmap`, in ASCII: it stands in attributes of objects."""
-OWN_MAXIMUM = "share of its own maximum"
-"""The unit of maps that share no scale."""
+"""Of `evaluation.heatmap`, where a name is all that is said; the others are in `MethodWords`."""
 
 
 def class_evidence(
@@ -78,20 +76,22 @@ def _mirror(evidence: torch.Tensor, axis: int, geometry: Geometry, input_size: i
     return torch.from_numpy(weights).to(evidence)
 
 
-def method_words(facts: ModelFacts) -> str:
-    """How the model's heatmaps are made, for people: 'the classifier's evidence (Grad-CAM of a linear head)'."""
-    by_attention = " weighed by attention" if facts.network.pooling == "attention" else ""
-    return METHOD_WORDS[facts.heatmap] + by_attention
+def method_words(facts: ModelFacts, words: MethodWords = USUAL_TEXTS.methods) -> str:
+    """How the model's heatmaps are made, for people: 'the classifier's evidence (Grad-CAM of a linear head)'. In attributes of objects
+    the usual words stand, which are ASCII."""
+    method = {**METHOD_NAMES, "weights": words.weights, "eigencam": words.eigencam}[facts.heatmap]
+    return words.attention.format(method=method) if facts.network.pooling == "attention" else method
 
 
-def evidence_unit(facts: ModelFacts) -> str:
+def evidence_unit(facts: ModelFacts, words: UnitWords = USUAL_TEXTS.units) -> str:
     """The unit of the model's heatmaps: 'logit margin'."""
     if facts.heatmap == "eigencam":
-        return OWN_MAXIMUM
+        return words.own_maximum
     if facts.heatmap == "scorecam":
-        return "weighted activation"
-    of = "logit" if facts.several else "logit margin" if len(facts.classes) == 2 else "centred logit"
-    return of + {"gradcam++": ", reweighted", "layercam": ", its positive part"}.get(facts.heatmap, "")
+        return words.activation
+    unit = words.logit if facts.several else words.logit_margin if len(facts.classes) == 2 else words.centred_logit
+    changed = {"gradcam++": words.reweighted, "layercam": words.positive_part}.get(facts.heatmap, "{unit}")
+    return changed.format(unit=unit)
 
 
 def scale_of(facts: ModelFacts, evidence: Iterable[NDArray[np.float32]]) -> float:

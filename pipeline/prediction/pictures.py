@@ -17,7 +17,7 @@ from pipeline.prediction.explain import cell_sides, evidence_in_source
 from pipeline.prediction.predict import ImageResult
 from pipeline.prepared.dataset import Prepared
 from pipeline.profile_settings import Profile, Texts
-from pipeline.render import Legend, result_picture
+from pipeline.render import USUAL_TEXTS, Legend, result_picture
 from pipeline.run import ModelFacts
 from pipeline.wording import probability_text
 
@@ -42,11 +42,11 @@ def source_evidence(result: ImageResult, shown: int, facts: ModelFacts, geometry
     )
 
 
-def cell_text(prepared: Prepared, geometry: Geometry) -> str:
+def cell_text(prepared: Prepared, geometry: Geometry, texts: Texts = USUAL_TEXTS) -> str:
     """How much of the source one feature cell covers, in pixels and, where they have a size, in mm."""
     sides, spacing = cell_sides(geometry, prepared.affine), prepared.spacing_mm
     rows, columns = (f"{side:.0f}" for side in sides)
-    size = f"{columns} pixels wide" if rows == columns else f"{rows} rows high and {columns} columns wide"
+    size = (texts.cell_square if rows == columns else texts.cell_oblong).format(rows=rows, columns=columns)
     in_mm = [f"{side * step:.0f}" for side, step in zip(sides, spacing, strict=True)] if spacing else []
     return size + (f" ({' × '.join(dict.fromkeys(in_mm))} mm)" if in_mm else "")
 

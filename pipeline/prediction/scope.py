@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 
 from pipeline.columns import text
+from pipeline.profile_settings import ScopeWords
 
 PICTURE_FORMATS = ("png", "jpeg", "tiff")
 RASTER_FORMATS = (*PICTURE_FORMATS, "nifti")
 """Formats without a DICOM header: rules and scope have nothing to ask, and results become overlays."""
 SCOPE_COLUMNS = ("modality", "body_part_examined", "view_position")
+USUAL_WORDS = ScopeWords()
 
 
 def scope_of(images: pd.DataFrame) -> dict[str, list[str]]:
@@ -20,7 +24,7 @@ def scope_of(images: pd.DataFrame) -> dict[str, list[str]]:
     return {column: values for column, values in seen.items() if values != [""]}
 
 
-def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]]) -> pd.Series:
+def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]], words: ScopeWords = USUAL_WORDS) -> pd.Series:
     """For each image why it is not of the kind that the model was trained on, or ''.
 
     A PNG, JPEG or TIFF has no header to ask: it is in scope if such files were trained on. A NIfTI is if NIfTI was, and its modality,
@@ -31,25 +35,24 @@ def scope_reason(images: pd.DataFrame, scope: dict[str, list[str]]) -> pd.Series
     found = text(images["format"])
     picture, volume = found.isin(PICTURE_FORMATS), found.eq("nifti")
     dicom = ~picture & ~volume
-    only = f"trained on {', '.join(formats)} only"
+    only = partial(words.format.format, formats=", ".join(formats))
     reason = pd.Series("", index=images.index, dtype=object)
     if not set(formats) & set(PICTURE_FORMATS):
-        reason.loc[picture] = f"out of scope: a PNG, JPEG or TIFF, {only}"
+        reason.loc[picture] = only(found=words.picture)
     if "nifti" not in formats:
-        reason.loc[volume] = f"out of scope: a NIfTI, {only}"
+        reason.loc[volume] = only(found=words.nifti)
     if "dicom" not in formats:
-        reason.loc[dicom] = f"out of scope: a DICOM image, {only}"
+        reason.loc[dicom] = only(found=words.dicom)
     for column in [name for name in SCOPE_COLUMNS if name in scope]:
         value = text(images[column])
         asked = dicom | volume if column == "modality" else dicom
         outside = asked & ~value.isin(scope[column]) & (reason == "")
-        trained = ", ".join(value or "not known" for value in scope[column])
-        reason.loc[outside] = (
-            f"out of scope: {column} is " + value[outside].replace("", "not known") + f", trained on {trained}"
-        )
+        trained = ", ".join(value or words.not_known for value in scope[column])
+        told = partial(words.attribute.format, attribute=getattr(words, column), trained=trained)
+        reason.loc[outside] = value[outside].map(lambda one, told=told: told(value=one or words.not_known))
     rule = text(images["rule"])
     broken = dicom & (rule != "") & (reason == "")
-    reason.loc[broken] = "out of scope: the training left such images out (" + rule[broken] + ")"
+    reason.loc[broken] = rule[broken].map(lambda one: words.rule.format(rule=one))
     return reason
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from pipeline import RESEARCH_ONLY
 from pipeline.dicom.case_result import CaseResult, Finding, ResultImage
 from pipeline.dicom.conformance_references import set_findings
 from pipeline.dicom.derived import Algorithm, content_digest, model_device_uid, write_object
@@ -23,7 +24,7 @@ from pipeline.dicom.secondary_capture import secondary_capture
 from pipeline.dicom.source import read_source
 from pipeline.dicom.structured_report import MAXIMUM_POINTS, class_code, fitting, structured_report, why_not
 from pipeline.errors import ObjectError
-from pipeline.profile_settings import KINDS, Profile, Texts
+from pipeline.profile_settings import KINDS, Profile, Texts, load_profile
 from tests.case_results import ALGORITHM, SCALE, case_result
 from tests.sources import SOURCES
 from tests.validators import dciodvfy_errors, dsrdump, template_complaints
@@ -337,13 +338,33 @@ def test_classes_in_other_letters_have_codes_of_their_own():
 
 
 def test_a_sites_words_tell_their_language():
-    german = Profile(texts=Texts(language="de"))
+    german = Profile(texts=Texts(language="de", research_only="Nur zur Forschung"))
     report = report_of(case_result([ct_slice(32)], profile=german, said="COVID, Wahrscheinlichkeit 0.932"))
     languages = {
         item.ConceptCodeSequence[0].CodeValue: item.ConceptCodeSequence[0].CodeMeaning
         for item in named(report, "Language of Content Item and Descendants")
     }
     assert languages == {"en": "English", "de": "German"}
+    for item in named(report, "Finding") + named(report, "Comment"):
+        told = [one.ConceptCodeSequence[0].CodeValue for one in item.get("ContentSequence", [])]
+        if item.ValueType == "TEXT":
+            assert told == ([] if item.TextValue == RESEARCH_ONLY else ["de"])
+
+
+def test_a_sites_words_say_each_finding_and_what_must_be_said():
+    german = load_profile("german")
+    findings = (Finding("COVID", 0.99997, True), Finding("non-COVID", 0.00003, False))
+    report = report_of(case_result([ct_slice(32)], profile=german, findings=findings, notes=("Gerät fremd",)))
+    said = texts(report)
+    for text in (
+        "COVID: Wahrscheinlichkeit >0.999, gemeldet",
+        "non-COVID: Wahrscheinlichkeit <0.001, nicht gemeldet",
+        RESEARCH_ONLY,
+        "Nur fur Forschung - nicht zur Diagnose (research use only)",
+        "Gerat fremd",
+    ):
+        assert text in said
+    assert {item.MeasuredValueSequence[0].NumericValue for item in named(report, "Probability")} == {0.99997}
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
