@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,28 @@ def test_batches_side_by_side_say_what_they_say_one_after_another(monkeypatch: p
             np.testing.assert_array_equal(one.logits, other.logits)
             np.testing.assert_array_equal(one.evidence, other.evidence)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "timm:regnetx_002", "timm:densenet121"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_said_of_an_image_does_not_depend_on_who_comes_with_it(architecture: str, threads: int):
+    """To the last bit, wherever in a batch it stands: what an inference that goes on says is what one without a break would have said."""
+    model, levels = _model(_facts(network=Network(architecture=architecture))), _levels(BATCH)
+    pairs = [(_file("case", number), replace(_prepared(number), image=levels[number])) for number in range(BATCH)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = predict.predicted_batch(model, pairs)
+        parts = [
+            one
+            for begin, end in pairwise((0, 3, 4, 11, BATCH))
+            for one in predict.predicted_batch(model, pairs[begin:end])
+        ]
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(together, parts, strict=True):
+        np.testing.assert_array_equal(one.logits, other.logits)
+        np.testing.assert_array_equal(one.evidence, other.evidence)
 
 
 def test_a_model_of_before_is_refused_with_what_to_do(tmp_path: Path):

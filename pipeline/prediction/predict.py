@@ -8,7 +8,7 @@ Results come as streams: memory does not grow with the images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -45,7 +45,8 @@ from pipeline.work import Failure, default_workers
 from transforms.intensity import from_levels
 
 BATCH = 16
-"""Images a forward pass: on the CPU larger ones gain nothing, on a GPU decoding is the slower part."""
+"""Images a forward pass, always: libraries sum in another order for another number, and what is said of an image would depend on who came
+with it. On the CPU larger batches gain nothing, on a GPU decoding is the slower part."""
 MIRRORS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "flip_horizontal": ((), (-1,)),
@@ -272,7 +273,7 @@ def _results(
     """One result for each of `images`, whose levels (n, k, size, size) are given."""
     if not images:
         return
-    told = model.predict(levels)
+    told = _predicted(model, levels)
     whole = [np.isfinite(array.reshape(len(images), -1)) for array in (told.logits, told.attention, told.evidence)]
     finite: NDArray[np.bool_] = np.asarray(np.concatenate(whole, axis=1).all(axis=1))
     for place, (file, prepared) in enumerate(images):
@@ -284,6 +285,15 @@ def _results(
         else:
             failure = Failure(RejectReason.NOT_FINITE, "the network's output is not a finite number")
             yield ImageResult(file, failure=failure)
+
+
+def _predicted(model: TrainedModel, levels: NDArray[np.uint16]) -> Predicted:
+    """`TrainedModel.predict` of up to `BATCH` images in a batch that is always whole: what is missing is the last one again."""
+    count = len(levels)
+    if model.facts.network.pooling == "volume" or count == BATCH:
+        return model.predict(levels)
+    told = model.predict(np.concatenate([levels, np.repeat(levels[-1:], BATCH - count, axis=0)]))
+    return Predicted(*(getattr(told, field.name)[:count] for field in fields(told)))
 
 
 def pick_device() -> torch.device:
