@@ -6,6 +6,7 @@ Stages are imported when their command runs, so that `radloop index` needs no to
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,17 @@ from pipeline.errors import RadloopError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = _parser().parse_args(arguments)
+    parser, commands = _parser()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given:
+        parser.print_help(sys.stderr)
+        return WRONG_USE
+    if not given[0].startswith("-") and given[0] not in commands:
+        nearest = difflib.get_close_matches(given[0], commands, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(commands)}"
+        print(f"radloop: no command {given[0]!r}; {hint}", file=sys.stderr)
+        return WRONG_USE
+    options = parser.parse_args(given)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -36,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and the names of its commands."""
     parser = argparse.ArgumentParser(
         prog="radloop",
         description="From a PACS export to a trained model and back: DICOM in, DICOM out. Research use only - not for diagnosis.",
@@ -45,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for group in (data, model, results, network, privacy, house):
         group.add(commands)
-    return parser
+    return parser, list(commands.choices)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pipeline.indexing.inventory import take_inventory
 from pipeline.indexing.sources import open_source
 from pipeline.indexing.summary import summary_text
 from pipeline.infer import infer
+from pipeline.pages.run_report import REPORT_FILE
 from pipeline.prediction.predict import load_model
 from pipeline.progress import say
 from pipeline.run import EVALUATION_FOLDER, INDEX_FOLDER, MANIFEST_FILE, read_table
@@ -65,7 +66,7 @@ def demo(
         *summary_lines(record),
         pointed.line(),
         *summary.lines(),
-        f"figures:       {run / EVALUATION_FOLDER}",
+        f"figures:       {run / EVALUATION_FOLDER / REPORT_FILE} (of the test split; what was inferred is the whole export)",
         f"DICOM objects: {results}",
         f"an overlay:    {picture}",
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def project_key(folder: Path) -> IdentityKey:
     with os.fdopen(descriptor, "w") as file:
         key = secrets.token_hex(32)
         file.write(key + "\n")
+    print(f"made {path}: the key of this project's hashes; keep it, and keep it to yourselves", file=sys.stderr)
     return _checked(key, str(path))
 
 

@@ -36,7 +36,7 @@ from pipeline.prediction.retraction import read_replaced, retract
 from pipeline.prediction.scope import marked_formats, scope_reason
 from pipeline.prepared.dataset import ImageFile, image_files
 from pipeline.profile_settings import KINDS, Kind, ScopeWords, load_profile
-from pipeline.progress import track
+from pipeline.progress import say, track
 from pipeline.run import read_config, run_folder, write_table
 from pipeline.work import WorkerPool, default_workers
 
@@ -163,6 +163,8 @@ def _predict_and_deliver(
     parts = list(parts_of(grouped.images, _identity(delivery)))
     ledger = Ledger(delivery.out, parts)
     due = [part for part in parts if not ledger.has(part)]
+    if len(due) < len(parts):
+        say(f"going on: {len(parts) - len(due)} of {len(parts)} parts were done before")
     outside, files_of = (
         _out_of_scope(grouped, model, delivery.profile.texts.scope),
         partial(_files, grouped=grouped, index=index),

@@ -209,7 +209,7 @@ def read_model(run: Path) -> ModelFacts:
         started = (run / CONFIG_FILE).is_file()
         raise RunError(
             f"{run}: no {MODEL_FILE}; "
-            + ("its training has not ended: radloop train --resume" if started else "not a run of radloop train")
+            + ("its training has not ended: radloop train --resume" if started else _not_a_run(run))
         )
     try:
         facts = parse_settings(ModelFacts, json.loads(path.read_text()), str(path))
@@ -244,8 +244,16 @@ def _check_members(run: Path, facts: ModelFacts) -> None:
         raise RunError(f"{run}: its members' weights are not those that {MODEL_FILE} was made of; train it again")
 
 
+def _not_a_run(folder: Path) -> str:
+    """That it is none, and which folder in it is."""
+    inside = sorted(path.parent for path in folder.glob(f"*/{MODEL_FILE}")) if folder.is_dir() else []
+    return "not a run of radloop train" + (f"; did you mean {inside[0]}?" if inside else "")
+
+
 def read_config(run: Path) -> Config:
-    """The run's resolved configuration."""
+    """The run's resolved configuration; RunError where the folder is none."""
+    if not (run / CONFIG_FILE).is_file():
+        raise RunError(f"{run}: no {CONFIG_FILE}; {_not_a_run(run)}")
     return parse_settings(Config, read_yaml(run / CONFIG_FILE), str(run / CONFIG_FILE))
 
 

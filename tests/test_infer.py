@@ -45,7 +45,13 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     return 4
 
 
-def test_what_was_interrupted_goes_on(looped: Path, tmp_path: Path, small_parts: int, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_interrupted_goes_on(
+    looped: Path,
+    tmp_path: Path,
+    small_parts: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
     """Only what was not done is predicted again, and the tables are those of a call that nothing stopped."""
     infer(looped / "run", str(looped / "export"), tmp_path / "whole", progress=False)
     real, seen = stage.predict_files, []
@@ -67,6 +73,7 @@ def test_what_was_interrupted_goes_on(looped: Path, tmp_path: Path, small_parts:
     seen.clear()
     limit = 0
     infer(looped / "run", str(looped / "export"), tmp_path / "out", progress=False)
+    assert f"going on: {len(done)} of" in capsys.readouterr().err
     assert 0 < len(seen) <= images - small_parts * len(done)
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 

@@ -39,7 +39,7 @@ def test_the_demo_says_what_it_found_and_where(looped: Path):
         RESEARCH_ONLY,
         "auroc",
         "opacity",
-        "figures:",
+        "report.html",
         "DICOM objects:",
         "an overlay:",
     ):
@@ -255,6 +255,23 @@ def test_a_file_that_was_sent_again_counts_once(looped: Path):
     again = left_out[left_out["rule"] == "collision: duplicate"]
     assert len(again) == 1
     assert not _table(looped / "out/image_predictions.csv")["sop_instance_uid"].duplicated().any()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(["evalute", "x"], "did you mean evaluate?"), (["xyzzy"], "there are index"), ([], "usage:")]
+)
+def test_what_is_no_command_is_told_what_there_is(given: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert main(given) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["infer"], ["evaluate"]])
+def test_a_folder_that_is_no_run_names_the_run_in_it(
+    command: list[str], looped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rest = [str(looped / "export"), "--out", str(tmp_path / "out")] if command == ["infer"] else []
+    assert main([*command, str(looped), *rest]) == 2
+    assert f"not a run of radloop train; did you mean {looped / 'run'}?" in capsys.readouterr().err
 
 
 def test_without_objects_only_tables(looped: Path, tmp_path: Path):

@@ -65,6 +65,10 @@ class DeidentifySummary:
             if counts:
                 told = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
                 lines.append(f"{name}: {counted(counts.total(), 'file')} ({told}; {table})")
+        if self.failed:
+            lines.append(
+                f"not all went well: {counted(self.failed, 'file')} might be images and came to nothing ({REJECTS_FILE})"
+            )
         if self.removed:
             lines.append(f"removed: {counted(self.removed, 'object')} of an earlier call that this one did not make")
         return lines

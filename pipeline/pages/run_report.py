@@ -101,6 +101,7 @@ def run_page(content: RunReport) -> str:
         intended_use=content.facts.intended_use,
         radloop_version=pipeline.__version__,
         warnings=_bounded([one for one in content.record.get("warnings") or [] if one != content.facts.notice]),
+        quick_audit=bool((content.audit or {}).get("quick")),
         audit_warnings=_bounded((content.audit or {}).get("warnings") or []),
         sections=[(name, SECTIONS[name]) for name in shown],
         shown=shown,

@@ -67,7 +67,9 @@ def images_of(bundle_root: str, dataset_dir: str) -> list[dict[Hashable, Any]]:
     facts = read_model(run_folder(Path(bundle_root)))
     index = open_source(dataset_dir).index(workers=0)
     mark = marked_formats(facts.unit)
-    images = group_images(index, facts.unit, facts.rules, collisions=collisions_inferred_without(facts.unit), mark=mark).images
+    images = group_images(
+        index, facts.unit, facts.rules, collisions=collisions_inferred_without(facts.unit), mark=mark
+    ).images
     return [{KEY: file} for file in image_files(images, index.roots)]
 
 
