@@ -1,4 +1,4 @@
-"""`radloop check`: is this valid DICOM? Anybody's files, one line each: ok, or what is wrong; nothing of a patient is shown.
+"""`radloop check`: is this valid DICOM? Anybody's files: how many are ok, and a line for each that is not; nothing of a patient is shown.
 
 Each file is read in a worker process under a budget, because it may be hostile. References are followed where the instance referred to is
 among the files. `check.csv` in --out has a row a file: path, sop_class, sop_instance_uid, status, findings.
@@ -6,6 +6,7 @@ among the files. `check.csv` in --out has a row a file: path, sop_class, sop_ins
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,6 +60,8 @@ class FileVerdict:
     status: Status
     findings: tuple[str, ...]
     shown_path: str
+    reason: RejectReason | None = None
+    """Why it was not judged or not read."""
 
     def line(self) -> str:
         """For the terminal."""
@@ -77,11 +80,15 @@ class CheckSummary:
         """Files that are invalid or unreadable."""
         return sum(file.status in (Status.INVALID, Status.UNREADABLE) for file in self.files)
 
-    def lines(self) -> list[str]:
-        """One a file, and their number of each status."""
+    def lines(self, *, every: bool = False) -> list[str]:
+        """One for each DICOM file that is not ok (`every`: for each file), and the number of files of each status."""
+        told = [file for file in self.files if every or file.status not in (Status.OK, Status.NOT_JUDGED)]
         counts = {status: sum(file.status == status for file in self.files) for status in Status}
-        total = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
-        return [*(file.line() for file in self.files), f"{counted(len(self.files), 'file')}: {total}"]
+        totals = [f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count]
+        if counts[Status.NOT_JUDGED]:
+            reasons = Counter(str(file.reason) for file in self.files if file.status == Status.NOT_JUDGED)
+            totals[-1] += f" ({', '.join(f'{reason} {count}' for reason, count in sorted(reasons.items()))})"
+        return [*(file.line() for file in told), f"{counted(len(self.files), 'file')}: {', '.join(totals)}"]
 
 
 def check(
@@ -135,7 +142,7 @@ def _verdicts(listed: Sequence[tuple[Path, Entry]], judged: Sequence[CheckedFile
         if isinstance(outcome, Failure):
             status = Status.NOT_JUDGED if outcome.reason in HARMLESS else Status.UNREADABLE
             said = (f"{outcome.reason}: {outcome.detail}",)
-            yield FileVerdict(str(place), "", "", status, said, str(place))
+            yield FileVerdict(str(place), "", "", status, said, str(place), outcome.reason)
             continue
         findings = (*outcome.findings, *next(crossed))
         status = Status.INVALID if findings else Status.OK if outcome.judged else Status.UNKNOWN_CLASS

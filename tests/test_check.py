@@ -56,8 +56,7 @@ def test_the_table_has_a_row_a_file_and_the_command_says_how_many(
     ct(files)
     assert main(["check", str(files), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said[:3]] == ["ok"] * 3
-    assert said[3] == "3 files: 3 ok"
+    assert said[0] == "3 files: 3 ok"
     with (tmp_path / "out" / CHECK_FILE).open() as file:
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["ok"] * 3
@@ -67,9 +66,23 @@ def test_the_table_has_a_row_a_file_and_the_command_says_how_many(
     save(ct_slice(16, Modality=None), files / "wrong")
     assert main(["check", str(files)]) == 1
     said = capsys.readouterr().out.splitlines()
-    assert said[3].startswith("invalid")
-    assert "Modality is missing (Type 1)" in said[3]
-    assert said[4] == "4 files: 3 ok, 1 invalid"
+    assert said[0].startswith("invalid")
+    assert "Modality is missing (Type 1)" in said[0]
+    assert said[1:] == ["4 files: 3 ok, 1 invalid"]
+
+
+def test_what_is_ok_or_no_dicom_is_only_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ct(tmp_path)
+    for name in ("predictions.csv", "objects.csv"):
+        (tmp_path / name).write_text("case_id\n")
+    (tmp_path / "empty").touch()
+    total = "6 files: 3 ok, 3 not judged (empty 1, not_an_image 2)"
+    assert main(["check", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [total]
+    assert main(["check", str(tmp_path), "--all"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in said[:-1]) == ["not_judged"] * 3 + ["ok"] * 3
+    assert said[-1] == total
 
 
 def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -289,6 +289,28 @@ def test_killed_before_or_after_any_rename(export: Path, tmp_path: Path, monkeyp
     assert moment > 8
 
 
+def test_a_call_that_goes_on_says_so(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(files: Files, **options: Any) -> bytes:
+        if files[0][0].startswith("c"):
+            raise KeyboardInterrupt
+        return read_files(files, **options)
+
+    monkeypatch.setattr(inventory, "PART_EVERY_S", 0.0)
+    monkeypatch.setattr(inventory, "FILES_A_BATCH", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(inventory, "read_files", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            taken(export, tmp_path / "out", progress=True)
+    assert "going on" not in capsys.readouterr().err
+    taken(export, tmp_path / "out", progress=True)
+    assert "index export: going on: 8 of 12 files were read before" in capsys.readouterr().err
+    (export / "a" / "new").write_bytes(b"text")
+    taken(export, tmp_path / "out", progress=True)
+    assert "going on" not in capsys.readouterr().err
+
+
 def test_two_calls_into_one_folder_take_turns(
     tmp_path: Path, originals: list[bytes], start: Callable[[Path, Path], subprocess.Popen[str]]
 ) -> None:

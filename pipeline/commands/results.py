@@ -51,13 +51,16 @@ def add(commands: Commands) -> None:
         commands,
         "check",
         _check,
-        "is this valid DICOM? Anybody's files, one line each",
+        "is this valid DICOM? Anybody's files: what is wrong with which",
         "radloop check results/ --out checked/",
     )
     check.add_argument(
         "paths", type=Path, nargs="+", metavar="FILES", help="DICOM files, folders of them, or .zip archives"
     )
-    check.add_argument("--out", type=Path, metavar="DIR", help="for check.csv")
+    check.add_argument("--out", type=Path, metavar="DIR", help="for check.csv, a row a file")
+    check.add_argument(
+        "--all", action="store_true", help="a line for every file: also for those that are ok, or no DICOM"
+    )
 
 
 def _infer(options: argparse.Namespace) -> int:
@@ -84,7 +87,7 @@ def _check(options: argparse.Namespace) -> int:
     from pipeline.check import CHECK_FILE, check
 
     summary = check(options.paths, out=options.out)
-    print("\n".join(summary.lines()))
+    print("\n".join(summary.lines(every=options.all)))
     if options.out:
         print(f"table: {options.out / CHECK_FILE}")
     return SOME_FAILED if summary.failed else DONE

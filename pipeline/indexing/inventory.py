@@ -35,7 +35,8 @@ from pipeline.indexing.header_jobs import PRELOADED, Files, list_directory, read
 from pipeline.indexing.known import PASSING, KnownRows, part_names, parts_in, write_part
 from pipeline.indexing.listing import Entry, Listed, as_table, listed_members, walk
 from pipeline.indexing.tables import INDEX_FILE, REJECTS_FILE, STACKS_FILE, SUMMARY_FILE, write_tables
-from pipeline.progress import track
+from pipeline.progress import say, track
+from pipeline.wording import counted
 from pipeline.work import Failure, Pool, WorkerPool, default_workers
 
 WORK_FOLDER = ".indexing"
@@ -235,6 +236,9 @@ def _rows_of(
     readable = source.readable
     numbers[~readable] = -1
     unread = np.flatnonzero(readable & (numbers < 0))
+    if progress and parts_in(work):
+        before = int((readable & (numbers >= 0)).sum())
+        say(f"index {source.name}: going on: {before:,} of {counted(len(source.files), 'file')} were read before")
     names = part_names(work)
     done, held, since = 0, [], time.monotonic()
     batches = _read(source, unread, pool, key)
