@@ -127,7 +127,7 @@ def _record(cases: Scored, facts: ModelFacts, text: str, folds: int) -> dict[str
     values = {"manufacturer": np.where(np.arange(len(cases)) % 3, text, "other").astype(str)}
     groups, warnings = subgroups(cases, values, resamples=RESAMPLES, seed=0)
     if groups:
-        groups[0]["warning"] = "falls behind: auroc 0.700, 0.900 in all"
+        groups[0]["warning"] = "falls behind: AUROC 0.700, 0.900 in all"
     record: dict[str, Any] = {
         "split": "test",
         "unit": facts.unit,

@@ -237,6 +237,7 @@ def test_a_quick_audit_of_a_run(sheeted: Path, manifest: str):
     some = split[split["split"] == "test"]
     assert quick_audit(unlabelled, index, opened.manifest, some, workers=0)["shortcuts"]["cases_of"] == len(some)
     assert any("colour mode" in warning for warning in record["warnings"]) == several
+    assert not any("few patients" in warning for warning in record["warnings"])  # the evaluation says it
     assert [row["name"] for row in record["splits"]] == ["train", "validation", "test"]
 
 

@@ -14,6 +14,7 @@ from sklearn import metrics as reference
 
 from pipeline.metrics.measures import ECE_EDGES, Scored, score
 from pipeline.metrics.metrics import FEWEST_RESAMPLES, Evaluation, Interval, affordable, evaluate_predictions, paired
+from pipeline.metrics.names import metric_words
 from pipeline.metrics.roc import auroc, average_precision, patient_draws, roc_points
 
 TWO = ("no", "yes")
@@ -270,15 +271,29 @@ def test_one_class_is_said_not_raised() -> None:
         assert found.metrics[name] == Interval(None, None, None)
     assert _value(found, "accuracy") == pytest.approx(2 / 3)
     assert any("only the class 'yes'" in sentence for sentence in found.warnings)
-    assert any("Undefined in this split" in sentence and "auroc" in sentence for sentence in found.warnings)
+    assert any("Undefined in this split" in sentence and "AUROC" in sentence for sentence in found.warnings)
     assert _value(evaluate_predictions([0, 0], _two([0.9, 0.1]), list("ab"), classes=TWO), "f1") is None
 
 
 def test_undefined_resamples_are_counted() -> None:
     found = evaluate_predictions([1, 0, 0, 0], _two([0.9, 0.1, 0.2, 0.95]), list("abcd"), classes=TWO)
-    assert any("of 2000 resamples" in sentence and "auroc" in sentence for sentence in found.warnings)
-    assert any("Only 1 patient in the class 'yes'" in sentence for sentence in found.warnings)
+    assert any("of 2000 resamples" in sentence and "AUROC" in sentence for sentence in found.warnings)
+    assert any("Few patients in the classes 'no' (3), 'yes' (1): below 20" in sentence for sentence in found.warnings)
     assert any("wider than 0.2" in sentence for sentence in found.warnings)
+    assert not any("_" in sentence for sentence in found.warnings)
+
+
+def test_metrics_have_words_within_a_sentence() -> None:
+    names = ("average_precision", "auroc", "f1", "ece", "auroc_left lung", "average_precision_f1", "npv")
+    assert [metric_words(name) for name in names] == [
+        "average precision",
+        "AUROC",
+        "F1 score",
+        "calibration error (ECE)",
+        "AUROC of left lung",
+        "average precision of f1",
+        "negative predictive value",
+    ]
 
 
 def test_perfect_predictions_say_what_they_do_not_prove() -> None:
@@ -433,7 +448,7 @@ def test_findings_that_nobody_has_are_left_out_and_said() -> None:
     assert any("No case with 'b'" in sentence for sentence in found.warnings)
     assert any("All cases have 'c'" in sentence for sentence in found.warnings)
     assert any("Few patients with 'a' (2), 'c' (4)" in sentence for sentence in found.warnings)
-    assert not any("auroc_b" in sentence for sentence in found.warnings)
+    assert not any("AUROC of b" in sentence for sentence in found.warnings)
     json.dumps(found.to_json(), allow_nan=False)
 
 

@@ -89,6 +89,14 @@ def test_figures_have_intervals_and_pictures(looped: Path):
         assert Image.open(evaluation / f"{name}.png").size[0] > 300
 
 
+def test_warnings_stand_once_and_in_words(looped: Path):
+    evaluation = looped / "run" / "evaluation"
+    for name in ("report.html", "MODEL_CARD.md"):
+        assert (evaluation / name).read_text().count("rough and too narrow") == 1
+    told = json.loads((evaluation / "metrics.json").read_text())["warnings"]
+    assert not [warning for warning in told if "_" in warning]
+
+
 def test_every_file_is_in_a_table(looped: Path):
     tables = [
         _table(looped / "out" / name)["path"] for name in ("image_predictions.csv", "rejects.csv", "exclusions.csv")

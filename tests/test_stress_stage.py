@@ -73,7 +73,7 @@ def test_what_fails_under_a_stress_is_left_out_of_both(model: TrainedModel, subj
     nothing = compared(plain, stressed.assign(status="failed"), subject, model, RESAMPLES, 0)
     assert nothing == {"cases": 0, "failed": count, "metrics": {}, "drop": {}}
     row = {"name": "noise", "words": "more noise", **nothing}
-    assert stress_warnings([row]) == [f"Stress noise: {count} cases could not be predicted under it."]
+    assert stress_warnings([row]) == [f"Stress (more noise): {count} cases could not be predicted under it."]
     assert stress_table([row]).empty
 
 
@@ -84,7 +84,7 @@ def test_a_large_drop_is_warned_about(drop: float | None, warned: bool) -> None:
     row["drop"] = {"auroc": {"value": drop, "low": None, "high": None}}
     warnings = stress_warnings([row])
     assert len(warnings) == warned
-    assert not warned or "Stress blur (softer images): AUROC falls by 0.060 to 0.840." in warnings
+    assert not warned or "Stress (softer images): AUROC falls by 0.060 to 0.840." in warnings
 
 
 def test_calls_that_all_turn_are_warned_about_though_the_ranking_stays() -> None:
@@ -96,7 +96,7 @@ def test_calls_that_all_turn_are_warned_about_though_the_ranking_stays() -> None
         name: {"value": value} for name, value in (("auroc", 0.0), ("sensitivity", 1.0), ("specificity", 0.0))
     }
     assert costs_much(row) == ["sensitivity"]
-    assert stress_warnings([row]) == ["Stress dark (a darker image): sensitivity falls by 1.000 to 0.000."]
+    assert stress_warnings([row]) == ["Stress (a darker image): sensitivity falls by 1.000 to 0.000."]
 
 
 def test_every_stress_is_evaluated_and_kept_only_while_it_holds(two_classes: Path, tmp_path: Path) -> None:
@@ -148,6 +148,6 @@ def test_one_stress_after_the_other_by_name(
     assert asked == ["upside", "none"]
     assert [row["drop"]["accuracy"]["value"] for row in rows] == [1.0, 0.0]
     falls = ", ".join(f"{name} falls by 1.000 to 0.000" for name in ("AUROC", "sensitivity", "specificity"))
-    assert stress_warnings(rows) == [f"Stress upside (upside down): {falls}."]
+    assert stress_warnings(rows) == [f"Stress (upside down): {falls}."]
     table = stress_table(rows).set_index(["stress", "metric"])
     assert table.loc[("upside", "auroc"), ["value", "drop", "drop_low"]].tolist() == [0.0, 1.0, 1.0]

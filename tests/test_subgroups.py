@@ -38,10 +38,10 @@ def test_a_group_that_falls_behind_is_told() -> None:
     cases, group = _cases(bad=0.9)
     rows, sentences = subgroups(cases, {"patient_sex": np.where(group, "F", "M")}, resamples=RESAMPLES, seed=0)
     told = {row["value"]: row for row in rows}
-    assert "falls behind: auroc" in told["F"]["warning"]
+    assert "falls behind: AUROC" in told["F"]["warning"]
     assert told["M"]["warning"] == ""
     assert len(sentences) == 1
-    assert "patient_sex 'F' falls behind" in sentences[0]
+    assert "Sex 'F' falls behind: AUROC" in sentences[0]
     assert told["F"]["cases"] + told["M"]["cases"] == len(cases)
 
 

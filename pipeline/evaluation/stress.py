@@ -77,9 +77,11 @@ def stress_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             for name in costs_much(row)
         ]
         if falls:
-            warnings.append(f"Stress {row['name']} ({row['words']}): {', '.join(falls)}.")
+            warnings.append(f"Stress ({row['words']}): {', '.join(falls)}.")
         if row["failed"]:
-            warnings.append(f"Stress {row['name']}: {counted(row['failed'], 'case')} could not be predicted under it.")
+            warnings.append(
+                f"Stress ({row['words']}): {counted(row['failed'], 'case')} could not be predicted under it."
+            )
     return warnings
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.metrics.measures import DEFAULT_THRESHOLD, Scored, confusion, measure, score, threshold_of
+from pipeline.metrics.names import metric_words
 from pipeline.metrics.roc import PERCENTILES, Floats, patient_draws
-from pipeline.wording import counted
 
 FEW_PATIENTS = 20
 """Patients in a class below which bootstrap intervals are rough and too narrow; said in a warning."""
@@ -250,7 +250,7 @@ def _warnings(cases: Scored, metrics: Mapping[str, Interval], draws: Mapping[str
         metrics = {name: one for name, one in metrics.items() if name not in own}
     undefined = [name for name, one in metrics.items() if one.value is None]
     if undefined:
-        warnings.append(f"Undefined in this split: {', '.join(undefined)}.")
+        warnings.append(f"Undefined in this split: {_words(undefined)}.")
     lost: dict[int, list[str]] = {}
     for name, one in metrics.items():
         count = int(np.isnan(draws[name]).sum())
@@ -258,8 +258,12 @@ def _warnings(cases: Scored, metrics: Mapping[str, Interval], draws: Mapping[str
             lost.setdefault(count, []).append(name)
     for count, names in lost.items():
         part = f"{count} of {len(draws[names[0]])} resamples"
-        warnings.append(f"Undefined in {part}, which their intervals leave out: {', '.join(names)}.")
+        warnings.append(f"Undefined in {part}, which their intervals leave out: {_words(names)}.")
     return warnings + _width_warnings(cases.patients, metrics)
+
+
+def _words(names: Sequence[str]) -> str:
+    return ", ".join(map(metric_words, names))
 
 
 def _members(cases: Scored) -> dict[str, int]:
@@ -277,12 +281,12 @@ def _class_warnings(cases: Scored) -> list[str]:
     elif len(there) < len(members):
         absent = ", ".join(repr(name) for name, count in members.items() if not count)
         warnings.append(f"No case of {absent} in the split: means over the classes leave them out.")
-    for name in there:
-        if members[name] < FEW_PATIENTS:
-            who = counted(members[name], "patient")
-            warnings.append(
-                f"Only {who} in the class {name!r}: below {FEW_PATIENTS}, intervals are rough and too narrow."
-            )
+    few = [f"{name!r} ({members[name]})" for name in there if members[name] < FEW_PATIENTS]
+    if few:
+        classes = "class" if len(few) == 1 else "classes"
+        warnings.append(
+            f"Few patients in the {classes} {', '.join(few)}: below {FEW_PATIENTS}, intervals are rough and too narrow."
+        )
     return warnings
 
 
@@ -311,12 +315,12 @@ def _width_warnings(patients: int, metrics: Mapping[str, Interval]) -> list[str]
     none = [name for name, width in widths.items() if width == 0]
     warnings = []
     if wide:
-        warnings.append(f"Intervals wider than {WIDE_INTERVAL}: {', '.join(wide)}.")
+        warnings.append(f"Intervals wider than {WIDE_INTERVAL}: {_words(wide)}.")
     if none:
         # The rule of three: no event in n independent trials leaves rates up to 3/n within the 95 % limit.
         rate = min(1.0, 3 / patients)
         warnings.append(
-            f"The same in every resample, so their intervals have no width: {', '.join(none)}. "
+            f"The same in every resample, so their intervals have no width: {_words(none)}. "
             f"With {patients} patients, errors in up to {rate:.0%} of patients cannot be excluded."
         )
     return warnings

@@ -21,6 +21,7 @@ from pipeline.auditing.features import ages, printable, sexes
 from pipeline.columns import COLUMNS, text
 from pipeline.metrics.measures import Scored
 from pipeline.metrics.metrics import Interval, affordable, intervals, values_of
+from pipeline.metrics.names import metric_words
 from pipeline.metrics.roc import Floats
 
 JUDGED = ("auroc", "sensitivity", "specificity")
@@ -50,6 +51,12 @@ class _Group:
 def unusable_columns(columns: Sequence[str]) -> list[str]:
     """Those that are no column of the index, or one whose values make no groups."""
     return [name for name in columns if name not in COLUMNS or name in NOT_SHOWN]
+
+
+def column_words(column: str) -> str:
+    """A column as a title: Age, Body part examined."""
+    words = column.removeprefix("patient_").replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def group_values(images: pd.DataFrame, case_ids: pd.Series, columns: Sequence[str]) -> dict[str, NDArray[np.str_]]:
@@ -104,7 +111,9 @@ def subgroups(
         groups += [_Group(column, value, cases.take(each == value)) for value in ordered[:MOST_VALUES]]
         if len(ordered) > MOST_VALUES:
             more = len(ordered) - MOST_VALUES
-            sentences.append(f"Of {column}, {more} values that are rarer than the others are not shown by themselves.")
+            sentences.append(
+                f"{column_words(column)}: {more} values that are rarer than the others are not shown by themselves."
+            )
     whole = values_of(cases)
     judged = [_judged(group.cases, cases) for group in groups]
     level = LEVEL / max(1, sum(map(len, judged)))
@@ -112,7 +121,7 @@ def subgroups(
     for group, names in zip(groups, judged, strict=True):
         metrics, draws = intervals(group.cases, affordable(resamples, len(group.cases)), seed)
         behind = [
-            f"{name} {metrics[name].value:.3f}, {whole[name]:.3f} in all"
+            f"{metric_words(name)} {metrics[name].value:.3f}, {whole[name]:.3f} in all"
             for name in names
             if upper_end(metrics[name].value, draws[name], _patients_of(group.cases, name), level)
             < whole[name] - MARGIN
@@ -120,7 +129,7 @@ def subgroups(
         warning = _warning(group.cases, names, behind)
         rows.append(_row(group, metrics, warning))
         if behind:
-            sentences.append(f"{group.column} {group.value!r} falls behind: {'; '.join(behind)}.")
+            sentences.append(f"{column_words(group.column)} {group.value!r} falls behind: {'; '.join(behind)}.")
     return rows, sentences
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipeline.metrics.names import METRICS
 from pipeline.pages import run_words
 from pipeline.pages.model_card import TO_BE_STATED, escaped
 from pipeline.pages.report_charts import with_interval
 from pipeline.pages.report_content import RunReport
-from pipeline.pages.report_tables import METRICS
 from pipeline.wording import counted
 
 Answer = Callable[[RunReport], str]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pipeline.metrics.names import METRICS
 from pipeline.pages import run_words
 from pipeline.pages.report_charts import with_interval
 from pipeline.pages.report_content import RunReport
 from pipeline.pages.report_tables import (
-    METRICS,
     OF_A_CLASS,
     Forest,
     class_rows,

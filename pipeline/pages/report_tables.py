@@ -14,23 +14,10 @@ import pandas as pd
 
 from pipeline.cohort.split import SPLITS
 from pipeline.evaluation.stress import costs_much
+from pipeline.metrics.names import METRICS
+from pipeline.metrics.subgroups import column_words
 from pipeline.pages.report_charts import between_text, cases_of_classes, number_text, with_interval
 
-METRICS = {
-    "auroc": "AUROC",
-    "accuracy": "Accuracy",
-    "exact_match": "All findings right",
-    "balanced_accuracy": "Balanced accuracy",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "ppv": "Positive predictive value",
-    "npv": "Negative predictive value",
-    "f1": "F1 score",
-    "average_precision": "Average precision",
-    "brier": "Brier score",
-    "ece": "Calibration error (ECE)",
-}
-"""In the order shown, with their names; others that a record has are those of classes."""
 KEYS = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
 OF_A_CLASS = ("auroc", "sensitivity", "specificity", "f1", "average_precision")
 UNITS = ("image", "series", "study", "patient")
@@ -180,8 +167,7 @@ def subgroup_forest(record: Mapping[str, Any]) -> Forest | None:
             }
             for one in shown
         ]
-        title = str(column).removeprefix("patient_").replace("_", " ")
-        groups.append({"title": title[:1].upper() + title[1:], "rows": rows, "more": len(ours) - len(shown)})
+        groups.append({"title": column_words(column), "rows": rows, "more": len(ours) - len(shown)})
     return _forest(metric, record, groups)
 
 

@@ -21,6 +21,7 @@ import pipeline
 from pipeline.config import digest
 from pipeline.evaluation.stress import LARGEST_CALLED_DROP, LARGEST_DROP
 from pipeline.files import write_whole
+from pipeline.metrics.names import METRICS
 from pipeline.pages import run_words
 from pipeline.pages.claim import claim_checklist
 from pipeline.pages.model_card import model_card
@@ -38,7 +39,6 @@ from pipeline.pages.report_history import history_charts
 from pipeline.pages.report_pictures import gallery_groups, heatmap_ramp
 from pipeline.pages.report_tables import (
     KEYS,
-    METRICS,
     OF_A_CLASS,
     class_histogram,
     class_rows,
