@@ -78,7 +78,9 @@ def project_key(folder: Path) -> IdentityKey:
     with os.fdopen(descriptor, "w") as file:
         key = secrets.token_hex(32)
         file.write(key + "\n")
-    print(f"made {path}: the key of this project's hashes; keep it, and keep it to yourselves", file=sys.stderr)
+    print(
+        f"made {path}: the key of this project's hashes; keep it, and keep it out of version control", file=sys.stderr
+    )
     return _checked(key, str(path))
 
 

@@ -71,6 +71,7 @@ def test_every_file_is_in_one_table_and_nobody_in_any(tmp_path: Path, capsys: py
     assert [row["reason"] for row in tables[HELD_FILE]] == ["text_object"]
     assert sorted(row["reason"] for row in tables[REJECTS_FILE]) == ["not_a_regular_file", "not_an_image", "truncated"]
     assert summary.failed == 1
+    assert "not all went well: 1 file might be images and came to nothing (rejects.csv)" in summary.lines()
     for row in tables[DEIDENTIFIED_FILE]:
         dataset = dcmread(out / row["path"])
         uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)

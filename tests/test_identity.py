@@ -11,11 +11,15 @@ from pipeline.errors import ConfigError
 from pipeline.identity import IdentityKey, ephemeral_key, project_key
 
 
-def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_key_is_made_once_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.delenv("RADLOOP_KEY")
     first = project_key(tmp_path)
+    assert "keep it out of version control" in capsys.readouterr().err
     assert stat.S_IMODE((tmp_path / ".radloop-key").stat().st_mode) == 0o600
     assert project_key(tmp_path) == first
+    assert not capsys.readouterr().err
     assert (tmp_path / ".radloop-key").read_text().strip() not in repr(first)
 
 

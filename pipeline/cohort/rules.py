@@ -56,7 +56,8 @@ SERIES_RULES = {
     "last": "series: not the last",
 }
 NUMBERS = (INTEGER, REAL)
-COLLISIONS = ("duplicate", "conflict")
+DUPLICATE, CONFLICT = "duplicate", "conflict"
+COLLISIONS = (DUPLICATE, CONFLICT)
 """Files that share a SOPInstanceUID: further copies of one, and files of other content. Training leaves out both."""
 _ALWAYS = ("manufacturer", "sop_class_uid", "presentation_intent_type", "collision", "image_type", "modality")
 _OF_SERIES = ("study_instance_uid", "series_instance_uid", "frames", "slice_thickness", "series_number")
@@ -88,7 +89,7 @@ def broken_rules(table: pd.DataFrame, rules: Rules, collisions: Sequence[str]) -
 
 def collisions_inferred_without(unit: str) -> tuple[str, ...]:
     """Inference predicts each file as an image of its own; in a series or study a copy would count twice."""
-    return () if unit == "image" else COLLISIONS[:1]
+    return () if unit == "image" else (DUPLICATE,)
 
 
 def is_never_in(rule: pd.Series) -> pd.Series:

@@ -14,17 +14,16 @@ import pandas as pd
 from pipeline.evaluation.scoring import predict_subject, scored
 from pipeline.evaluation.subject import Subject
 from pipeline.metrics.metrics import affordable, paired
+from pipeline.metrics.names import metric_words
 from pipeline.prediction.predict import STATUS_OK, TrainedModel
 from pipeline.wording import counted
 from transforms.stress import STRESSES
 
 LARGEST_DROP = 0.05
 """Of AUROC, that a stress may cost without a warning: what radloop's own default is held to."""
-
 LARGEST_CALLED_DROP = 0.1
 """Of sensitivity or specificity: where all probabilities rise alike the ranking stays, and calls at the threshold may all be wrong."""
 LIMITS = {"auroc": LARGEST_DROP, "sensitivity": LARGEST_CALLED_DROP, "specificity": LARGEST_CALLED_DROP}
-WORDS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
 def stress_test(
@@ -73,7 +72,7 @@ def stress_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     warnings = []
     for row in rows:
         falls = [
-            f"{WORDS[name]} falls by {row['drop'][name]['value']:.3f} to {row['metrics'][name]['value']:.3f}"
+            f"{metric_words(name)} falls by {row['drop'][name]['value']:.3f} to {row['metrics'][name]['value']:.3f}"
             for name in costs_much(row)
         ]
         if falls:
