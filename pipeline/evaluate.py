@@ -64,15 +64,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Writes numbers, tables, curves, pictures and a report; returns what metrics.json holds, and `folder`.
 
-    `data`: a manifest of other data, all of whose cases are evaluated, in place of a split of the run's own. `stress`: the same cases
-    again under each stress.
+    `data`: a manifest of other data, all of whose cases are evaluated, in place of a split of the run's own. `root`: where its relative
+    paths begin, or where the run's own data lie now, if not where they were trained on. `stress`: the same cases again under each stress.
     """
     model, config = load_model(run), read_config(run)
     columns = config.evaluation.subgroups
     subject = (
         other_data(run, data, root, model.facts, columns, progress)
         if data
-        else own_split(run, split, model.facts, columns)
+        else own_split(run, split, model.facts, columns, root)
     )
     predictions = predict_subject(model, subject, progress=progress)
     subject.folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def evaluate(
     drawn = curves(cases, resamples=resamples, seed=seed)
     record = _record(subject, predictions, cases, evaluation, model.facts, config)
     if model.facts.members and subject.own and split == "test":
-        record["cross_validation"] = cross_validation(run, model.facts, config, progress=progress)
+        record["cross_validation"] = cross_validation(run, model.facts, config, root=root, progress=progress)
     (subject.folder / STRESS_FILE).unlink(missing_ok=True)
     if stress:
         record |= _stressed(subject, predictions, model, config, record["warnings"], progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,10 @@ from pipeline.explaining.probes import Cells, Probe, chosen_images, maps_of, rea
 from pipeline.explaining.randomization import DRAWS, Stage, randomized, stage_counts
 from pipeline.explaining.repeatability import Repeated, changes, repeated
 from pipeline.files import write_whole
-from pipeline.indexing.sources import open_manifest
 from pipeline.prediction.explain import cell_sides, evidence_unit, method_words
 from pipeline.prediction.predict import TrainedModel, load_model, load_networks
 from pipeline.progress import say, track
-from pipeline.run import MANIFEST_FILE, ModelFacts, read_config
+from pipeline.run import ModelFacts, read_config
 from pipeline.wording import counted
 
 EXPLANATION_FOLDER = "explanation"
@@ -75,7 +74,7 @@ def explain(
     if images < 2:
         raise ConfigError(f"--images {images}: expected 2 at least, as maps of several images are compared")
     model, config = load_model(run), read_config(run)
-    subject = _placed(own_split(run, split, model.facts), run, root)
+    subject = own_split(run, split, model.facts, root=root)
     predictions = predict_subject(model, subject, progress=progress)
     probes = _probes(model, subject, predictions, images, config.seed)
     tested = _tested(run, model, probes, config, progress)
@@ -88,18 +87,6 @@ def explain(
     for warning in record["warnings"]:
         say(f"warning: {warning}")
     return record | {"folder": str(folder)}
-
-
-def _placed(subject: Subject, run: Path, root: Path | None) -> Subject:
-    """The subject with its sources under `root`, in the order of the manifest."""
-    if root is None:
-        return subject
-    places = [place for _, place in open_manifest(run / MANIFEST_FILE, root).places]
-    roots = {
-        name: place if place.is_dir() or place.suffix.lower() == ".zip" else place.parent
-        for name, place in zip(subject.index.roots, places, strict=True)
-    }
-    return replace(subject, index=replace(subject.index, roots=roots))
 
 
 def _probes(model: TrainedModel, subject: Subject, predictions: Predictions, count: int, seed: int) -> list[Probe]:
@@ -167,7 +154,7 @@ def _record(
         "deletion": _deletion(tested, sampling, facts),
         "pointing": _pointing(model, subject, predictions),
     }
-    record["warnings"] = _warnings(record)
+    record["warnings"] = [*subject.warnings, *_warnings(record)]
     return record
 
 

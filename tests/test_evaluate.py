@@ -240,3 +240,39 @@ def test_units_that_cannot_be_are_said(two_classes: Path) -> None:
 def test_a_split_that_is_none(two_classes: Path) -> None:
     with pytest.raises(ConfigError, match="expected one of train, validation, test"):
         own_split(two_classes, "holdout", read_model(two_classes))
+
+
+def _beside(run: Path, folder: Path) -> Path:
+    """A copy of the run and of its data in `folder`, whose files have the time of now; the copied run."""
+    shutil.copytree(run, folder / "run")
+    shutil.copytree(run.parent / "data", folder / "data", copy_function=shutil.copyfile)
+    return folder / "run"
+
+
+def test_data_that_were_copied_elsewhere_are_evaluated_where_they_lie(
+    record: dict, two_classes: Path, tmp_path: Path
+) -> None:
+    run = _beside(two_classes, tmp_path)
+    moved = evaluate(run, root=tmp_path / "data", progress=False)
+    assert moved["metrics"] == record["metrics"]
+    said = [warning for warning in moved["warnings"] if warning not in record["warnings"]]
+    assert len(said) == 1
+    assert f"{TESTED * IMAGES_EACH} files of {TESTED * IMAGES_EACH} written again" in said[0]
+
+
+def test_a_file_of_another_size_is_not_the_one_that_was_indexed(two_classes: Path, tmp_path: Path) -> None:
+    run = _beside(two_classes, tmp_path)
+    path = _table(two_classes / "evaluation" / "predictions.csv")["path"][0]
+    with (tmp_path / "data" / "images" / path).open("ab") as file:
+        file.write(b"more")
+    assert evaluate(run, root=tmp_path / "data", progress=False)["failed"] == 1
+    table = _table(run / "evaluation" / "predictions.csv")
+    assert table.loc[table["status"] == "failed", "reason"].str.startswith("changed").tolist() == [True]
+
+
+def test_data_that_are_gone_are_asked_for(two_classes: Path, tmp_path: Path) -> None:
+    run = _beside(two_classes, tmp_path)
+    summary = run / "index" / "summary.json"
+    summary.write_text(summary.read_text().replace(str(two_classes.parent), str(tmp_path / "gone")))
+    with pytest.raises(RunError, match=r"gone.*--root DIR says where they lie now"):
+        evaluate(run, progress=False)

@@ -34,7 +34,12 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="again under other windows, borders, crops, scales, noise, ...: what the model leans on",
     )
-    add_root(evaluate)
+    evaluate.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="where the run's data lie now, if they were moved; with --data: where its relative paths begin (or set RADLOOP_DATA)",
+    )
 
     explain = add_command(
         commands,

@@ -32,20 +32,22 @@ class OutOfFold:
     patients: pd.Series
 
 
-def predict_folds(run: Path, facts: ModelFacts, *, progress: bool = True) -> OutOfFold:
-    """Every fold of the run `run` of an ensemble, by its own member."""
+def predict_folds(run: Path, facts: ModelFacts, *, root: Path | None = None, progress: bool = True) -> OutOfFold:
+    """Every fold of the run `run` of an ensemble, by its own member; `root` as `own_split` has it."""
     tables, patients = [], []
-    for member, subject in own_folds(run, facts).items():
+    for member, subject in own_folds(run, facts, root).items():
         predictions = predict_subject(load_model(run / member), subject, progress=progress)
         tables.append(predictions.cases.assign(fold=member))
         patients.append(subject.cases["patient_key"])
     return OutOfFold(pd.concat(tables, ignore_index=True), pd.concat(patients, ignore_index=True))
 
 
-def cross_validation(run: Path, facts: ModelFacts, config: Config, *, progress: bool = True) -> dict[str, Any]:
+def cross_validation(
+    run: Path, facts: ModelFacts, config: Config, *, root: Path | None = None, progress: bool = True
+) -> dict[str, Any]:
     """Figures of the folds' cases, each by the network that was not trained on it: in all, of each fold, and `within_folds`, the means over
     folds of what ranks cases of one network; the table is written."""
-    told = predict_folds(run, facts, progress=progress)
+    told = predict_folds(run, facts, root=root, progress=progress)
     write_table(predictions_path(run), told.cases)
     if not (told.cases["status"] == STATUS_OK).any():
         raise RunError(f"not one case of the folds could be predicted; reasons are in {predictions_path(run)}")

@@ -18,6 +18,7 @@ from pipeline.cohort.rules import COLLISIONS
 from pipeline.cohort.split import FOLD, SPLIT_COLUMNS, SPLITS, check_patients, check_split
 from pipeline.columns import COLUMNS, text
 from pipeline.errors import ConfigError, RunError
+from pipeline.evaluation.placing import placed, with_times_of_now
 from pipeline.files import file_digest
 from pipeline.indexing.index import Index, read_index
 from pipeline.indexing.sources import open_dataset
@@ -59,37 +60,43 @@ class Subject:
         return replace(self, name=name, cases=some, images=images)
 
 
-def own_split(run: Path, split: str, facts: ModelFacts, columns: Sequence[str] = ()) -> Subject:
-    """A split of the run's own data. `columns` of the index are kept besides, as far as there are."""
+def own_split(
+    run: Path, split: str, facts: ModelFacts, columns: Sequence[str] = (), root: Path | None = None
+) -> Subject:
+    """A split of the run's own data, which lie under `root` if not where they were trained on.
+
+    `columns` of the index are kept besides, as far as there are.
+    """
     if split not in SPLITS:
         raise ConfigError(f"--split {split}: expected one of {', '.join(SPLITS)}")
-    whole = _own_data(run, facts, columns)
+    whole = _own_data(run, facts, columns, root)
     wanted = whole.cases["split"] == split
     if not wanted.any():
         hint = "; its folds are validated by one another: see cross_validation in metrics.json" if facts.members else ""
         raise ConfigError(f"--split {split}: the run has no case in it{hint}")
     subject = whole.part(split, wanted)
     folder = run / EVALUATION_FOLDER if split == "test" else run / EVALUATION_FOLDER / split
-    return replace(
-        subject, folder=folder, warnings=_independence_warnings(subject.manifest, subject.cases["patient_key"])
-    )
+    images, touched = with_times_of_now(subject.images, subject.index.roots)
+    warnings = (*_independence_warnings(subject.manifest, subject.cases["patient_key"]), *touched)
+    return replace(subject, images=images, folder=folder, warnings=warnings)
 
 
-def own_folds(run: Path, facts: ModelFacts) -> dict[str, Subject]:
+def own_folds(run: Path, facts: ModelFacts, root: Path | None = None) -> dict[str, Subject]:
     """Of an ensemble's run the cases of each fold, by the name of the member that was validated on them."""
-    whole = _own_data(run, facts, ())
+    whole = _own_data(run, facts, (), root)
+    whole = replace(whole, images=with_times_of_now(whole.images, whole.index.roots)[0])
     if FOLD not in whole.cases:
         raise RunError(f"{run / SPLIT_FILE}: no column {FOLD}, though the run has members; it is damaged")
     return {member: whole.part(member, whole.cases[FOLD] == member.rpartition("-")[2]) for member in facts.members}
 
 
-def _own_data(run: Path, facts: ModelFacts, columns: Sequence[str]) -> Subject:
+def _own_data(run: Path, facts: ModelFacts, columns: Sequence[str], root: Path | None) -> Subject:
     """All cases of split.csv, with their images."""
     manifest = read_manifest(run)
     table = read_table(run / SPLIT_FILE, SPLIT_COLUMNS)
     check_split(table)
     keep = [name for name in columns if name in COLUMNS]
-    index = read_index(run / INDEX_FOLDER, [*columns_needed(manifest), *keep])
+    index = placed(read_index(run / INDEX_FOLDER, [*columns_needed(manifest), *keep]), run, root)
     grouped = _grouped(run, index, manifest, keep)
     if manifest.patients.source == "dicom":
         check_patients(table, grouped.images)
