@@ -8,13 +8,16 @@ of both. radloop: the public `infer`, with its default workers, from the index t
 same random weights and the same machine. What a process does once (importing torch and MONAI, the server that workers are forked from)
 is done before, by a first inference of a few files, and told apart.
 
-Then the share of what the cores allow: the same inference in one process with one thread, where nothing waits for anything, takes so much
-CPU time; divided by the cores that is the shortest time there could be. Of that CPU time decoding and the network are also measured alone.
+Then the share of what the cores allow: as many processes as cores, each with one thread and its part of the files, from index to tables,
+begun together. Each does one thing after the other and nothing waits for anything, so the slowest is as fast as these cores do that work,
+whatever two of them at work take from one another. Beside it the CPU time of an image in one such process by itself, and of that decoding
+and the network alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -78,13 +81,17 @@ def compare(folder: Path, options: argparse.Namespace) -> int:
         hand = cpu_time(lambda: by_hand(paths[: options.by_hand])) / options.by_hand
         spent = cpu_time(lambda: inferred(run, source, folder / "alone", 0)) / options.images
         decoding, network = stages_alone(run, paths)
-    share = spent * options.images / (cores * wall)
+    shortest = side_by_side(run, few, shared_out(paths, cores, folder), folder)
+    share = shortest / wall
     print(f"CPU time an image by hand, one thread: {1000 * hand:.0f} ms, {hand / spent:.2f} times radloop's")
     print(
         f"CPU time an image of radloop, in one process with one thread: {1000 * spent:.0f} ms, of which decoding and preparing "
         f"{1000 * decoding:.0f}, network {1000 * network:.0f}, all else {1000 * (spent - decoding - network):.0f}"
     )
-    print(f"share of what {cores} cores allow: {share:.2f} (goal {GOAL_SHARE:g}); allowed {cores / spent:.2f} images/s")
+    print(
+        f"share of what {cores} cores allow: {share:.2f} (goal {GOAL_SHARE:g}); processes side by side "
+        f"{options.images / shortest:.2f} images/s, {cores} times the one by itself {cores / spent:.2f}"
+    )
     return 0 if ratio >= GOAL_RATIO and share >= GOAL_SHARE else 1
 
 
@@ -95,6 +102,39 @@ def inferred(run: Path, source: Path, out: Path, workers: int | None) -> tuple[f
     begun = time.perf_counter()
     summary = infer(run, str(source), out, write=["sc"], workers=workers, progress=False)
     return time.perf_counter() - begun, summary
+
+
+def shared_out(paths: Sequence[Path], count: int, folder: Path) -> list[Path]:
+    """Folders with the files by turns."""
+    folders = [folder / f"part-{number}" for number in range(count)]
+    for number, part in enumerate(folders):
+        part.mkdir()
+        for path in paths[number::count]:
+            os.link(path, part / path.name)
+    return folders
+
+
+def side_by_side(run: Path, few: Path, sources: Sequence[Path], folder: Path) -> float:
+    """Seconds until a process for each source, all begun together when each has once inferred a few files, are through."""
+    context = multiprocessing.get_context("spawn")
+    ready, ended = context.Barrier(len(sources)), context.Queue()
+    arguments = [(run, few, source, folder / f"side-{number}", ready, ended) for number, source in enumerate(sources)]
+    processes = [context.Process(target=_one_of_several, args=one) for one in arguments]
+    for process in processes:
+        process.start()
+    longest = max(ended.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return float(longest)
+
+
+def _one_of_several(run: Path, few: Path, source: Path, out: Path, ready: Any, ended: Any) -> None:
+    from threadpoolctl import threadpool_limits
+
+    inferred(run, few, out.with_suffix(".few"), 0)  # imports what brings threads, which then can be limited
+    with threadpool_limits(1):
+        ready.wait()
+        ended.put(inferred(run, source, out, 0)[0])
 
 
 def stages_alone(run: Path, paths: Sequence[Path]) -> tuple[float, float]:

@@ -32,6 +32,7 @@ def _record(name: str = "a", value: str = "GE") -> dict[str, Any]:
         "auroc_of_class": {},
         "auroc": {"value": 0.9, "low": 0.1, "high": 1.0},
         "auroc_by_case": None,
+        "auroc_by_chance": 0.7,
         "reason": "",
         "warned": True,
         "meaning": "confounded",

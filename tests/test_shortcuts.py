@@ -28,7 +28,15 @@ from pipeline.auditing.features import (
     words,
     years,
 )  # fmt: skip
-from pipeline.auditing.shortcut_scores import Subjects, areas_of, encode, folds_by_patient, held_out_scores
+from pipeline.auditing.shortcut_scores import (
+    Subjects,
+    areas_for,
+    areas_of,
+    encode,
+    folds_by_patient,
+    held_out_scores,
+    reached_by_chance,
+)  # fmt: skip
 from pipeline.auditing.shortcuts import QUICK, Effort, audit_shortcuts, draw_cases
 from pipeline.cohort.cases import Cases
 from pipeline.label_arrays import label_texts
@@ -126,6 +134,17 @@ def test_noise_is_no_shortcut_and_a_patients_likeness_is_none_either(tmp_path: P
     assert not _group(result, "bytes")["warned"]
     assert _group(result, "bytes")["auroc_by_case"] > 0.85  # what a split by case would have shown
     assert result["not_decoded"] == {"changed": CASES}  # no file has these bytes
+
+
+@pytest.mark.parametrize(("patients", "folds"), [(20, 2), (60, 3), (60, 5)])
+def test_what_chance_reaches_is_what_noise_reaches_once_in_forty_times(patients: int, folds: int):
+    generator = np.random.default_rng(0)
+    label, patient = np.repeat(np.arange(patients) % 2, 3), np.repeat(np.arange(patients), 3)
+    subjects = Subjects(label, patient, (patient // 2) % folds, ("a", "b"))
+    limit = reached_by_chance(subjects)
+    noise = [np.repeat(generator.random((patients, 2)), 3, axis=0) for _ in range(2000)]  # a patient's cases are alike
+    reached = [areas_for(one, subjects, np.ones((1, len(label))))[0, 0] for one in noise]
+    assert 0.01 < np.mean(np.array(reached) >= limit) < 0.04
 
 
 def test_what_the_label_is_read_from_is_no_shortcut(tmp_path: Path):

@@ -38,6 +38,7 @@ from pipeline.auditing.shortcut_scores import (
     encode,
     folds_by_patient,
     held_out_scores,
+    reached_by_chance,
 )  # fmt: skip
 from pipeline.columns import snake_case
 from pipeline.label_arrays import label_array, presence
@@ -224,6 +225,7 @@ def _judge_group(group: Group, trial: _Trial) -> dict[str, Any]:
         "auroc_of_class": areas.of_class,
         "told_best": areas.worst,
         "auroc_by_case": by_case,
+        "auroc_by_chance": reached_by_chance(sample.subjects) if areas.mean and sample.subjects else None,
         "reason": _reason(sample.features[there], varying, sample.subjects, areas),
         "warned": areas.told(),
         "meaning": group.meaning,
