@@ -32,6 +32,12 @@ MARGIN_SHARE = 0.97
 """Of a line that has one colour, if it is a margin: a lung's tip in a white chest wall takes more than the rest."""
 BLENDED = 0.005
 """Of a side, at least a pixel: where a resampled margin and the picture are mixed."""
+NEARLY_SAME, MOST_OF_LINE = 0.14, 0.9
+"""Of the range, and of a line that is so near to the margin's colour, if it is what JPEG made of a margin's last lines: rings, of blocks
+that hold margin and picture."""
+RINGS = 8
+"""Lines at most that are so, a block of JPEG, or of a picture that was enlarged since `RINGS_SHARE` of its side."""
+RINGS_SHARE = 0.02
 LEAST_RUN = 0.1
 """Of the longest run of lines that are not of one colour; shorter ones are text. All-white tissue lies between long ones."""
 LEAST_PICTURE = 0.1
@@ -93,7 +99,7 @@ def find_region(picture: Picture, region: Region, aspect: float = 1.0, margin: f
     dark, bright = _ends(picture)
     if not bright > dark:
         return "image", Box(0, picture.shape[0], 0, picture.shape[1])
-    whole = _without_margins(picture, SAME_COLOUR * (bright - dark))
+    whole = _without_margins(picture, dark, bright - dark)
     inside = picture[whole.row : whole.row_end, whole.column : whole.column_end]
     small = np.clip((_reduced(inside, aspect) - dark) / (bright - dark), 0.0, 1.0)
     found, box = _search(small, region)
@@ -114,22 +120,33 @@ def _ends(picture: Picture) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _without_margins(picture: Picture, tolerance: float) -> Box:
-    row, row_end = _extent(_varied(picture, tolerance))
-    column, column_end = _extent(_varied(picture[row:row_end].T, tolerance))
+def _without_margins(picture: Picture, dark: float, span: float) -> Box:
+    """`dark`: what is black; `span`: from there to white. A margin of which JPEG left no line of one colour has that of another side's, or
+    is black.
+    """
+    row, row_end = _extent(_varied(picture, span))
+    column, column_end = _extent(_varied(picture[row:row_end].T, span))
+    outermost = [picture[:row], picture[row_end:], picture[row:row_end, :column], picture[row:row_end, column_end:]]
+    colours = [float(np.median(margin)) for margin in outermost if margin.size] or [dark]
+    row, row_end = _without_rings(picture[:, column:column_end], row, row_end, colours, span)
+    column, column_end = _without_rings(picture[row:row_end].T, column, column_end, colours, span)
     return Box(row, row_end, column, column_end)
 
 
-def _varied(lines: Picture, tolerance: float) -> Mask:
+def _varied(lines: Picture, span: float) -> Mask:
     """Which lines are not of one colour."""
-    step = max(1, lines.shape[1] // SAMPLES)
-    sampled = lines[:, step // 2 :: step]
+    sampled = _sampled(lines)
     middle = np.partition(sampled, sampled.shape[1] // 2, axis=1)[:, sampled.shape[1] // 2, None]
-    return (np.abs(sampled - middle) <= tolerance).mean(axis=1) < MARGIN_SHARE
+    return (np.abs(sampled - middle) <= SAME_COLOUR * span).mean(axis=1) < MARGIN_SHARE
+
+
+def _sampled(lines: Picture) -> Picture:
+    step = max(1, lines.shape[1] // SAMPLES)
+    return lines[:, step // 2 :: step]
 
 
 def _extent(varied: Mask) -> tuple[int, int]:
-    """From the first to the last run of varied lines that is not short, without blended lines; the whole where that is too little."""
+    """From the first to the last run of varied lines that is not short; the whole where that is too little."""
     length = len(varied)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], varied.astype(np.int8), [0]])))
     runs = edges.reshape(-1, 2)
@@ -137,10 +154,21 @@ def _extent(varied: Mask) -> tuple[int, int]:
         return 0, length
     lengths = runs[:, 1] - runs[:, 0]
     kept = runs[lengths >= LEAST_RUN * lengths.max()]
-    blended = max(1, round(BLENDED * length))
     first, end = int(kept[0, 0]), int(kept[-1, 1])
-    first, end = first + blended if first > 0 else 0, end - blended if end < length else length
     return (first, end) if end - first > LEAST_PICTURE * length else (0, length)
+
+
+def _without_rings(lines: Picture, first: int, end: int, colours: list[float], span: float) -> tuple[int, int]:
+    """Without what JPEG made of a margin's last lines, and without lines where a resampled margin and the picture are mixed."""
+    inside = _sampled(lines)[first:end]
+    length = len(lines)
+    most, blended = max(RINGS, round(RINGS_SHARE * length)), max(1, round(BLENDED * length))
+    near = np.abs(inside[:, :, None] - np.array(colours, dtype=np.float32)) <= NEARLY_SAME * span
+    alike = (near.mean(axis=1) >= MOST_OF_LINE).any(axis=1)
+    before, after = (int(np.argmin(np.append(some[:most], False))) for some in (alike, alike[::-1]))
+    new_first = first + before + (blended if first + before else 0)
+    new_end = end - after - (blended if end - after < length else 0)
+    return (new_first, new_end) if new_end - new_first > LEAST_PICTURE * length else (first, end)
 
 
 def _reduced(picture: Picture, aspect: float) -> Picture:

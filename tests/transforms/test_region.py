@@ -24,7 +24,7 @@ from transforms.chains import prepare_chain
 from transforms.intensity import WINDOWS, Pixels, PixelUnit, Scaled, UnitRanged, to_metatensor, unit_channels
 from transforms.region import RegionCropped
 from transforms.spatial import index_affine, to_source
-from transforms.stress import STRESSES, framed, resized
+from transforms.stress import STRESSES, compressed, framed, resized
 
 Picture = NDArray[np.float32]
 
@@ -127,6 +127,26 @@ def test_frames_sizes_and_shades_do_not_move_the_box(which, region, shade, width
     start = np.repeat([round(widths[0] * round(sides[0])), round(widths[2] * round(sides[1]))], 2)
     assert found == known
     assert _off(tuple((np.array(box) - start) / factor), expected) < EDGE_UNDER_STRESS
+
+
+@pytest.mark.parametrize("quality", [10, 30, 75])
+@pytest.mark.parametrize("shade", [0.0, 1.0])
+@pytest.mark.parametrize("width", [0.02, 0.05, 0.13])
+def test_a_frame_that_was_kept_as_jpeg_is_no_part_of_the_picture(width, shade, quality):
+    """Around lungs that the picture's edge cuts, where a rim of it would come with them."""
+    for seed, z in PHANTOMS:
+        lungs = _box_of(_lung(seed, z))
+        inner = np.ix_(range(lungs.row + 8, lungs.row_end - 8), range(lungs.column + 8, lungs.column_end - 8))
+        picture = resized(Pixels(_shown(_slice(seed, z))[inner], PixelUnit.FRACTION), 3.0)
+        shot = compressed(framed(picture, shade, (width,) * 4), quality).values
+        margin = [round(width * side) for side in picture.values.shape]
+        found, box = find_region(shot, "lungs")
+        assert found == "lungs"
+        assert box.row >= margin[0] - 1  # of some 300 pixels
+        assert box.row_end <= margin[0] + picture.values.shape[0] + 1
+        assert box.column >= margin[1] - 1
+        assert box.column_end <= margin[1] + picture.values.shape[1] + 1
+        assert min(box.row_end - box.row, box.column_end - box.column) > 0.75 * min(picture.values.shape), (seed, z)
 
 
 @pytest.mark.parametrize("name", ["screenshot_dark", "screenshot_page"])
