@@ -40,6 +40,10 @@ RINGS = 8
 RINGS_SHARE = 0.02
 LEAST_RUN = 0.1
 """Of the longest run of lines that are not of one colour; shorter ones are text. All-white tissue lies between long ones."""
+LONGEST_TEXT, PAGE_OF_TEXT = 0.3, 0.6
+"""Of the longest run, and of most of its lines what has the page's colour, if it is lines of text, which JPEG's rings join."""
+WHITE_PAGE, FEWEST_WORDS = 0.7, 5
+"""Of the range from black; and pieces that text cuts a line of it into. In a white wall a lung's tip is a piece or two."""
 LEAST_PICTURE = 0.1
 """Of a side. If less would be left, nothing was a margin."""
 BINS = 128
@@ -124,8 +128,8 @@ def _without_margins(picture: Picture, dark: float, span: float) -> Box:
     """`dark`: what is black; `span`: from there to white. A margin of which JPEG left no line of one colour has that of another side's, or
     is black.
     """
-    row, row_end = _extent(_varied(picture, span))
-    column, column_end = _extent(_varied(picture[row:row_end].T, span))
+    row, row_end = _extent(picture, dark, span)
+    column, column_end = _extent(picture[row:row_end].T, dark, span)
     outermost = [picture[:row], picture[row_end:], picture[row:row_end, :column], picture[row:row_end, column_end:]]
     colours = [float(np.median(margin)) for margin in outermost if margin.size] or [dark]
     row, row_end = _without_rings(picture[:, column:column_end], row, row_end, colours, span)
@@ -133,28 +137,32 @@ def _without_margins(picture: Picture, dark: float, span: float) -> Box:
     return Box(row, row_end, column, column_end)
 
 
-def _varied(lines: Picture, span: float) -> Mask:
-    """Which lines are not of one colour."""
-    sampled = _sampled(lines)
-    middle = np.partition(sampled, sampled.shape[1] // 2, axis=1)[:, sampled.shape[1] // 2, None]
-    return (np.abs(sampled - middle) <= SAME_COLOUR * span).mean(axis=1) < MARGIN_SHARE
-
-
 def _sampled(lines: Picture) -> Picture:
     step = max(1, lines.shape[1] // SAMPLES)
     return lines[:, step // 2 :: step]
 
 
-def _extent(varied: Mask) -> tuple[int, int]:
-    """From the first to the last run of varied lines that is not short; the whole where that is too little."""
-    length = len(varied)
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], varied.astype(np.int8), [0]])))
-    runs = edges.reshape(-1, 2)
-    if len(runs) == 0:
-        return 0, length
-    lengths = runs[:, 1] - runs[:, 0]
-    kept = runs[lengths >= LEAST_RUN * lengths.max()]
-    first, end = int(kept[0, 0]), int(kept[-1, 1])
+def _extent(lines: Picture, dark: float, span: float) -> tuple[int, int]:
+    """From the first to the last run of lines that are neither of one colour nor text; the whole where that is too little."""
+    sampled, length = _sampled(lines), len(lines)
+    middle = np.partition(sampled, sampled.shape[1] // 2, axis=1)[:, sampled.shape[1] // 2, None]
+    varied = (np.abs(sampled - middle) <= SAME_COLOUR * span).mean(axis=1) < MARGIN_SHARE
+    runs = np.flatnonzero(np.diff(np.concatenate([[0], varied.astype(np.int8), [0]]))).reshape(-1, 2).tolist()
+    longest = max((end - first for first, end in runs), default=0)
+
+    def is_picture(first: int, end: int) -> bool:
+        if end - first < LEAST_RUN * longest:
+            return False
+        if end - first > LONGEST_TEXT * longest:
+            return True
+        page = float(middle[first - 1 if first else end, 0])
+        ink = np.abs(sampled[first:end] - page) > NEARLY_SAME * span
+        words = np.diff(ink, axis=1, prepend=False).sum(axis=1) / 2
+        may_be_lung = page > dark + WHITE_PAGE * span and words.max() < FEWEST_WORDS
+        return bool(may_be_lung or np.median(1 - ink.mean(axis=1)) < PAGE_OF_TEXT)
+
+    kept = [run for run in runs if is_picture(*run)]
+    first, end = (kept[0][0], kept[-1][1]) if kept else (0, length)
     return (first, end) if end - first > LEAST_PICTURE * length else (0, length)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -149,6 +149,13 @@ def screenshot(pixels: Pixels, shade: float, ink: float) -> Pixels:
     return replace(pasted, values=values)
 
 
+def one_after_the_other(pixels: Pixels, changes: Sequence[Callable[[Pixels], Pixels]]) -> Pixels:
+    """Several changes, as a picture has met with on its way from one hospital to another's file."""
+    for change in changes:
+        pixels = change(pixels)
+    return pixels
+
+
 def _value(pixels: Pixels, shade: float) -> float:
     """Of a shade; black and white of what has a wider range than is shown lie so far out that any window shows them so."""
     ends = shades(pixels)
@@ -190,6 +197,31 @@ _ALL = (
         "screenshot_dark", "a screenshot of a viewer, dark gray with text", partial(screenshot, shade=0.12, ink=0.9)
     ),
     Stress("screenshot_page", "a screenshot of a page, white with text", partial(screenshot, shade=1.0, ink=0.0)),
+    Stress(
+        "screenshot_jpeg",
+        "a dark screenshot with text, at half the size, as JPEG of quality 30",
+        partial(
+            one_after_the_other,
+            changes=(
+                partial(screenshot, shade=0.12, ink=0.9),
+                partial(resized, factor=1 / 2),
+                partial(compressed, quality=30),
+            ),
+        ),
+    ),
+    Stress(
+        "cut_framed_jpeg",
+        "10 % cut off at each edge, in a black frame, at half the size, as JPEG of quality 30",
+        partial(
+            one_after_the_other,
+            changes=(
+                partial(cut, widths=(0.1,) * 4),
+                partial(framed, shade=0.0, widths=(0.05,) * 4),
+                partial(resized, factor=1 / 2),
+                partial(compressed, quality=30),
+            ),
+        ),
+    ),
 )
 STRESSES: Mapping[str, Stress] = MappingProxyType({stress.name: stress for stress in _ALL})
 """By name, in the order of tables."""

@@ -150,6 +150,19 @@ def test_a_frame_that_was_kept_as_jpeg_is_no_part_of_the_picture(width, shade, q
 
 
 @pytest.mark.parametrize("name", ["screenshot_dark", "screenshot_page"])
+@pytest.mark.parametrize("quality", [10, 30])
+def test_a_coarse_screenshot_is_the_picture_in_it(name, quality):
+    """The lines of text are one run of lines then, and the picture has a rim."""
+    for seed, z in PHANTOMS:
+        picture = resized(Pixels(_shown(_slice(seed, z)), PixelUnit.FRACTION), 2.0)
+        _, expected = find_region(picture.values, "lungs")
+        found, box = find_region(compressed(STRESSES[name].apply(picture), quality).values, "lungs")
+        start = np.repeat([round(0.3 * 0.8 * 2 * SIZE), round(0.1 * 0.8 * 2 * SIZE)], 2)
+        assert found == "lungs"
+        assert _off(tuple((np.array(box) - start) / 0.8), expected) < EDGE, (seed, z)
+
+
+@pytest.mark.parametrize("name", ["screenshot_dark", "screenshot_page"])
 @pytest.mark.parametrize("region", ["body", "lungs"])
 def test_a_screenshot_with_text_is_the_picture_in_it(name, region):
     picture = _shown(_slice())
