@@ -109,8 +109,8 @@ def shared_out(paths: Sequence[Path], count: int, folder: Path) -> list[Path]:
     folders = [folder / f"part-{number}" for number in range(count)]
     for number, part in enumerate(folders):
         part.mkdir()
-        for path in paths[number::count]:
-            os.link(path, part / path.name)
+        for place, path in enumerate(paths[number::count]):
+            os.link(path, part / f"{place:06d}.dcm")
     return folders
 
 
