@@ -195,7 +195,7 @@ def _shortcut_warnings(shortcuts: Mapping[str, Any], manifest: Manifest) -> list
         by_chance = group["auroc_by_chance"]
         chance = "; chance is not excluded" if low is None or low <= 0.5 else ""
         if value <= by_chance:
-            chance = f"; chance is not excluded: with so few {who} it reaches {by_chance:.2f} once in 40 times"
+            chance = f"; chance is not excluded: with this number of {who} it reaches {by_chance:.2f} once in 40 times"
         trap = f" {group['trap']}." if group["trap"] else ""
         warnings.append(
             f"{what} can be told from {group['title'].lower()} with AUROC {bounds_text(group['auroc'])}{most}{careless}{chance}."
