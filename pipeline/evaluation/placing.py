@@ -7,7 +7,6 @@ again, as a training indexes its data itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from pipeline.errors import Rejected, RunError
 from pipeline.files import status_of
 from pipeline.indexing.index import Index
 from pipeline.indexing.sources import open_manifest
+from pipeline.overlap import in_lanes
 from pipeline.run import MANIFEST_FILE
 from pipeline.wording import counted
 
-ASKING_THREADS, ASKED_AT_ONCE = 8, 500
+ASKING_THREADS = 8
 """On a network disk each answer takes its time."""
 
 
@@ -40,12 +40,9 @@ def placed(index: Index, run: Path, root: Path | None) -> Index:
 def with_times_of_now(images: pd.DataFrame, roots: Mapping[str, Path]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """`images` with `mtime_ns` as it is now where the size is still the index's, and a warning where that changed anything."""
     files = images[["source", "path", "bytes", "mtime_ns"]].drop_duplicates(["source", "path"])
-    rows = list(files.itertuples(index=False, name=None))
-    with ThreadPoolExecutor(ASKING_THREADS) as threads:
-        times = list(
-            threads.map(lambda row: _time_of_now(roots[row[0]] / row[1], row[2], row[3]), rows, chunksize=ASKED_AT_ONCE)
-        )
-    files = files.assign(now=pd.array(times, dtype="Int64"))
+    rows = files.itertuples(index=False, name=None)
+    times = in_lanes(lambda row: _time_of_now(roots[row[0]] / row[1], row[2], row[3]), rows, ASKING_THREADS)
+    files = files.assign(now=pd.array(list(times), dtype="Int64"))
     other = int((files["now"] != files["mtime_ns"]).sum())
     if not other:
         return images, ()
